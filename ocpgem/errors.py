@@ -1,0 +1,32 @@
+"""The exceptions a user may meet, each with the exit code its kind implies.
+
+Every message is one sentence that says what is wrong, where, and what to do; the command line prints it without a traceback.
+"""
+
+
+class OcpgemError(Exception):
+    """The work failed for a reason outside the program (exit code 1)."""
+
+    exit_code = 1
+
+
+class RequestError(OcpgemError):
+    """What was asked for is wrong: a path, an option, a value (exit code 2)."""
+
+    exit_code = 2
+
+
+class ConfigError(RequestError):
+    """A configuration file or an override is wrong; the message lists every mistake."""
+
+
+class DataError(OcpgemError):
+    """Data turned out to be unusable; the message names the file and the record."""
+
+
+class CheckpointError(OcpgemError):
+    """A checkpoint is missing, damaged, or does not fit the model."""
+
+
+class TrainingError(OcpgemError):
+    """Training cannot go on; the message names the step and the systems involved."""
