@@ -1,0 +1,388 @@
+"""ocpgem's own data sets: a folder of LMDB shards, a side table of sizes, and a description.
+
+    train/
+      data.0000.lmdb ...   records in ocpgem.data.record's layout under 4-byte big-endian keys, a header, sizes
+      sizes.npy            one row per record (ocpgem.data.sizes), memory-mapped by every process
+      metadata.json        format, shards and counts, provenance; written last, so its presence means complete
+
+A shard can also be opened alone. Shards never change once they are in place, so readers take no locks.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+import struct
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from weakref import WeakValueDictionary
+
+import lmdb
+import numpy as np
+from numpy.typing import NDArray
+
+from ocpgem.data.record import decode, encode
+from ocpgem.data.sizes import (
+    CUTOFF,
+    MAX_NEIGHBORS,
+    SIZES,
+    SizeTable,
+    pack_sizes,
+    size_row,
+    size_table,
+    unpack_sizes,
+)
+from ocpgem.data.system import System
+from ocpgem.errors import DataError, RequestError
+
+SHARD_FORMAT, DATASET_FORMAT, VERSION = "ocpgem-shard", "ocpgem-dataset", 1
+HEADER_KEY, SIZES_KEY = b"ocpgem", b"sizes"
+METADATA_FILE, SIZES_FILE = "metadata.json", "sizes.npy"
+RECORDS_PER_TRANSACTION = 1000
+
+_KEY = struct.Struct(">I")
+_PAGE = 4096
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name and moves it into place when the `with` block ends well.
+
+    Raises DataError for a system that could not be used later (not finite, unknown element, no cell).
+    """
+
+    def __init__(self, path: str | Path, provenance: dict[str, Any] | None = None) -> None:
+        self.path = Path(path)
+        self._partial = self.path.with_name(f".{self.path.name}.partial")
+        self._provenance = provenance or {}
+        self._pending: list[bytes] = []
+        self._rows: list[tuple[int, int, int, int, int]] = []
+
+    def __enter__(self) -> ShardWriter:
+        self._partial.unlink(missing_ok=True)
+        self._map_size = 1 << 20
+        self._env = lmdb.open(
+            str(self._partial), map_size=self._map_size, subdir=False, lock=False, sync=False, metasync=False
+        )
+        return self
+
+    def add(self, system: System, n_edges: int | None = None) -> None:
+        """Append a system; `n_edges` (6 A, nearest 50) is counted unless given."""
+        system.validate()
+        self._rows.append(size_row(system, n_edges))
+        self._pending.append(encode(system))
+        if len(self._pending) >= RECORDS_PER_TRANSACTION:
+            self._flush()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._env.close()
+            self._partial.unlink(missing_ok=True)
+            return
+        self._flush()
+        count = len(self._rows)
+        header = {"format": SHARD_FORMAT, "version": VERSION, "count": count, "provenance": self._provenance}
+        self._put({HEADER_KEY: json.dumps(header).encode(), SIZES_KEY: pack_sizes(size_table(self._rows))})
+        pages = self._env.info()["last_pgno"] + 1
+        size = pages * self._env.stat()["psize"]
+        self._env.sync(True)
+        self._env.close()
+        if self._partial.stat().st_size < size:  # pages that were freed at the end are never written
+            os.truncate(self._partial, size)
+        os.replace(self._partial, self.path)
+
+    def _flush(self) -> None:
+        first = len(self._rows) - len(self._pending)
+        self._put({_KEY.pack(first + i): record for i, record in enumerate(self._pending)})
+        self._pending = []
+
+    def _put(self, items: dict[bytes, bytes]) -> None:
+        """Write one transaction, growing the map first (its size is stored in the file and mapped by readers)."""
+        used = (self._env.info()["last_pgno"] + 1) * _PAGE
+        need = sum((len(value) // _PAGE + 2) * _PAGE for value in items.values())
+        while self._map_size < used + need + 64 * _PAGE:
+            self._map_size *= 2
+            self._env.set_mapsize(self._map_size)
+        with self._env.begin(write=True) as transaction:
+            for key, value in items.items():
+                transaction.put(key, value)
+
+
+def write_dataset(
+    folder: str | Path,
+    systems: Iterable[System],
+    provenance: dict[str, Any] | None = None,
+    systems_per_shard: int = 50_000,
+) -> None:
+    """Write systems into a new data set; raises RequestError where one exists already."""
+    folder = Path(folder)
+    if (folder / METADATA_FILE).exists():
+        raise RequestError(f"{folder} already holds a data set; remove it or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    iterator = iter(systems)
+    try:
+        while batch := list(islice(iterator, systems_per_shard)):
+            paths.append(folder / shard_name(len(paths)))
+            with ShardWriter(paths[-1]) as writer:
+                for system in batch:
+                    writer.add(system)
+        finish_dataset(folder, paths, provenance)
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def shard_name(number: int) -> str:
+    return f"data.{number:04d}.lmdb"
+
+
+def finish_dataset(folder: Path, paths: list[Path], provenance: dict[str, Any] | None = None) -> None:
+    """Write the side table and, last, the description of a folder whose shards are all in place."""
+    if not paths:
+        raise RequestError(f"{folder}: there are no systems to write")
+    shards = [_open_shard(path) for path in paths]
+    _write_atomically(folder / SIZES_FILE, np.concatenate([shard.sizes() for shard in shards]))
+    metadata = {
+        "format": DATASET_FORMAT,
+        "version": VERSION,
+        "count": sum(shard.count for shard in shards),
+        "edges": {"cutoff": CUTOFF, "max_neighbors": MAX_NEIGHBORS},
+        "shards": [
+            {"file": path.name, "count": shard.count, "bytes": path.stat().st_size}
+            for path, shard in zip(paths, shards, strict=True)
+        ],
+        "provenance": provenance or {},
+    }
+    _write_atomically(folder / METADATA_FILE, metadata)
+
+
+class LmdbDataset:
+    """The systems of a folder or of one shard, in order; safe in forked and in spawned workers.
+
+    Raises RequestError for a missing path and DataError, naming the file, for one that cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise RequestError(f"{self.path} does not exist")
+        if self.path.is_dir():
+            self.metadata = _read_metadata(self.path)
+            self._files = [self.path / shard["file"] for shard in self.metadata["shards"]]
+            counts = [shard["count"] for shard in self.metadata["shards"]]
+            for file, shard in zip(self._files, self.metadata["shards"], strict=True):
+                _check_size(file, shard["bytes"])
+        else:
+            shard_file = _open_shard(self.path)
+            self.metadata = shard_file.header
+            self._files, counts = [self.path], [shard_file.count]
+        self._ends: list[int] = np.cumsum(counts).tolist()
+        self._shards: dict[int, _Shard] = {}
+        self._table: SizeTable | None = None
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> System:
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} records; there is no record {index}")
+        number = bisect.bisect_right(self._ends, index)
+        first = self._ends[number - 1] if number else 0
+        return self._shard(number).read(index - first)
+
+    @property
+    def sizes(self) -> SizeTable:
+        """The side table, one row per record."""
+        if self._table is None:
+            self._table = self._load_sizes()
+        return self._table
+
+    @property
+    def n_atoms(self) -> NDArray[np.int32]:
+        return self.sizes["n_atoms"]
+
+    @property
+    def n_edges(self) -> NDArray[np.int32]:
+        """Directed edges within 6 A, nearest 50 per atom."""
+        return self.sizes["n_edges"]
+
+    @property
+    def n_free(self) -> NDArray[np.int32]:
+        """Atoms that may move."""
+        return self.sizes["n_free"]
+
+    @property
+    def sids(self) -> NDArray[np.int64]:
+        return self.sizes["sid"]
+
+    @property
+    def fids(self) -> NDArray[np.int64]:
+        return self.sizes["fid"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shards": {}, "_table": None}
+
+    def _shard(self, number: int) -> _Shard:
+        if self._pid != os.getpid():
+            self._shards, self._pid = {}, os.getpid()
+        shard = self._shards.get(number)
+        if shard is None:
+            shard = self._shards[number] = _open_shard(self._files[number])
+        return shard
+
+    def _load_sizes(self) -> SizeTable:
+        if not self.path.is_dir():
+            return self._shard(0).sizes()
+        file = self.path / SIZES_FILE
+        try:
+            table = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{file}: the table of sizes cannot be read ({error})") from None
+        if table.dtype != SIZES or table.shape != (len(self),):
+            raise DataError(
+                f"{file}: the table of sizes does not belong to the {len(self)} records beside it"
+            )
+        return np.asarray(table)
+
+
+class _Shard:
+    """One open LMDB file with its only read transaction; lmdb allows one per file and process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pid = os.getpid()
+        self._env = _open_environment(path)
+        self._transaction = self._env.begin()
+        self.header = self._read_header()
+        self.count: int = self.header["count"]
+        self._prefix = f"{path}, record "
+        self._get = self._transaction.get
+
+    def read(self, index: int) -> System:
+        where = self._prefix + str(index)
+        try:
+            record = self._get(_KEY.pack(index))
+        except lmdb.Error as error:
+            raise DataError(f"{where}: the LMDB is damaged ({error}); make the file anew") from None
+        if record is None:
+            raise DataError(f"{where} is missing; the file is damaged, make it anew")
+        return decode(record, where)
+
+    def sizes(self) -> SizeTable:
+        return unpack_sizes(self._transaction.get(SIZES_KEY) or b"", self.count, str(self.path))
+
+    def close(self) -> None:
+        self._transaction.abort()
+        self._env.close()
+
+    def _read_header(self) -> dict[str, Any]:
+        try:
+            raw = self._transaction.get(HEADER_KEY)
+        except lmdb.Error as error:
+            self.close()
+            raise DataError(f"{self.path}: the LMDB is damaged ({error}); make the file anew") from None
+        if raw is None:
+            self.close()
+            raise DataError(
+                f"{self.path} is an LMDB of another kind, not one of ocpgem's; convert it to ocpgem's format first"
+            )
+        header: dict[str, Any] = json.loads(raw)
+        if header.get("format") != SHARD_FORMAT or header.get("version") != VERSION:
+            self.close()
+            raise DataError(
+                f"{self.path} has version {header.get('version')}; this program reads version {VERSION}"
+            )
+        return header
+
+
+# lmdb refuses to open a file twice in one process, so data sets on the same file share the handle while any uses it.
+_OPEN: WeakValueDictionary[str, _Shard] = WeakValueDictionary()
+
+
+def _open_shard(path: Path) -> _Shard:
+    key = str(path.resolve())
+    shard = _OPEN.get(key)
+    if shard is not None and shard.pid != os.getpid():
+        shard.close()  # inherited through fork: this process needs its own
+        shard = None
+    if shard is None:
+        shard = _OPEN[key] = _Shard(path)
+    return shard
+
+
+def _open_environment(path: Path) -> lmdb.Environment:
+    if not path.is_file():
+        raise DataError(f"{path} is missing or not a file; the data set is incomplete")
+    try:
+        environment = lmdb.open(
+            str(path),
+            subdir=False,
+            readonly=True,
+            lock=False,
+            readahead=False,
+            create=False,
+            max_spare_txns=0,
+        )
+    except lmdb.Error as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path} cannot be opened as an LMDB ({reason})") from None
+    # A page beyond the end of a truncated file would kill the process, so look before reading.
+    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    size = path.stat().st_size
+    if size < needed:
+        environment.close()
+        raise DataError(f"{path} is truncated: it has {size} of {needed} bytes; copy or make it anew")
+    return environment
+
+
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    file = folder / METADATA_FILE
+    if not file.exists():
+        raise DataError(_why_no_metadata(folder))
+    try:
+        metadata: dict[str, Any] = json.loads(file.read_text())
+        known = metadata["format"] == DATASET_FORMAT
+        version = metadata["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} cannot be read ({type(error).__name__}: {error})") from None
+    if not known or version != VERSION:
+        raise DataError(f"{file} has version {version}; this program reads version {VERSION}")
+    return metadata
+
+
+def _why_no_metadata(folder: Path) -> str:
+    shards = sorted(folder.glob("*.lmdb"))
+    if not shards:
+        return f"{folder} holds no data set: there is neither {METADATA_FILE} nor a .lmdb file"
+    _open_shard(shards[0])  # says so if it is of another kind
+    return f"{folder / METADATA_FILE} is missing: writing this data set was not finished; build it again"
+
+
+def _check_size(file: Path, expected: int) -> None:
+    if not file.is_file():
+        raise DataError(f"{file} is missing; the data set is incomplete")
+    size = file.stat().st_size
+    if size != expected:
+        raise DataError(f"{file} has {size} bytes where {expected} were written; copy or make it anew")
+
+
+def _write_atomically(path: Path, content: Any) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        if isinstance(content, np.ndarray):
+            np.save(file, content, allow_pickle=False)
+        else:
+            file.write((json.dumps(content, indent=2) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
