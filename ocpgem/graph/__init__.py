@@ -1,0 +1,1 @@
+"""Integers only, no gradient: periodic neighbour search, edge selection, symmetrisation, index structures."""
