@@ -1,12 +1,16 @@
 """The Open Catalyst metrics of energies and forces, accumulated exactly over batches and ranks.
 
-Every metric is a total over the whole set divided by a total of counts, both held in float64; no average of averages is ever
-formed, so neither the batch size nor the number of ranks can change a score. Thresholds are strict (`<`). Fixed atoms are left out of all force
-metrics. The definitions are those of the OC20 benchmark (Chanussot et al., ACS Catal. 11, 6059 (2021), section 4); what they leave open:
+Every metric is a total over the whole set divided by a total of counts, both held in float64; no average of
+averages is ever formed, so neither the batch size nor the number of ranks can change a score. Thresholds are
+strict (`<`). Fixed atoms are left out of all force metrics. The definitions are those of the OC20 benchmark
+(Chanussot et al., ACS Catal. 11, 6059 (2021), section 4); what they leave open:
 
-- the cosine is 0 where the predicted or the true force is exactly zero, as a missing direction agrees with none;
-- a system without a free atom has no force component that could be wrong: it meets the force threshold, and adds nothing to the other force metrics;
-- a metric that nothing was counted for (no force labels, a model without forces, no free atom in the whole set) is absent from the result.
+- the cosine is 0 where the predicted or the true force is exactly zero, as a missing direction agrees with
+  none;
+- a system without a free atom has no force component that could be wrong: it meets the force threshold, and
+  adds nothing to the other force metrics;
+- a metric that nothing was counted for (no force labels, a model without forces, no free atom in the whole
+  set) is absent from the result.
 """
 
 from dataclasses import dataclass
@@ -53,7 +57,7 @@ _ROW = {metric.name: row for row, metric in enumerate(METRICS)}
 
 
 class S2EFMetrics:
-    """Totals of all metrics over the batches seen so far, on this rank or (after `merge_across_ranks`) on all.
+    """Totals of all metrics over the batches seen so far, on this rank or (after merging) on all.
 
     IS2RE energies are scored by the same class: without force labels only the energy metrics are counted.
     """
@@ -65,13 +69,15 @@ class S2EFMetrics:
         """Add a batch.
 
         predictions: energy [n_systems] eV, forces [n_atoms, 3] eV/A or None.
-        batch: with energy [n_systems] and, where the set has them, forces [n_atoms, 3]; fixed [n_atoms], batch [n_atoms], natoms
+        batch: with energy [n_systems] and, where the set has them, forces [n_atoms, 3]; fixed [n_atoms],
+            batch [n_atoms], natoms
             [n_systems], sid and fid [n_systems].
-        Raises DataError, naming the system, for a prediction or a label that is not finite, and where there is no energy label.
+        Raises DataError, naming the system, for a prediction or a label that is not finite, and where there
+        is no energy label.
         """
         if batch.get("energy") is None:
             raise DataError(
-                "The data have no energy labels, so there is nothing to compare with; use predict instead."
+                "the data have no energy labels, so there is nothing to compare with; use predict instead"
             )
         terms = _energy_terms(predictions.energy, batch)
         if predictions.forces is not None and batch.get("forces") is not None:
@@ -93,7 +99,7 @@ class S2EFMetrics:
 
 
 def check_finite(energy: Tensor, forces: Tensor | None, batch: "Batch", what: str) -> None:
-    """Raise DataError naming the first system whose energy [n_systems] or forces [n_atoms, 3] are not finite."""
+    """Raise DataError naming the first system whose energy [n_systems] or forces [n_atoms, 3] is not finite."""
     bad = ~torch.isfinite(energy)
     if forces is not None:
         bad_atom = ~torch.isfinite(forces).all(dim=1)
@@ -101,8 +107,8 @@ def check_finite(energy: Tensor, forces: Tensor | None, batch: "Batch", what: st
     if bool(bad.any()):
         system = int(bad.nonzero()[0, 0])
         raise DataError(
-            f"The {what} for sid {int(batch.sid[system])}, frame {int(batch.fid[system])} contain NaN or infinity, "
-            "so no metric of the set would mean anything; look at this system first."
+            f"the {what} for sid {int(batch.sid[system])}, frame {int(batch.fid[system])} contain NaN or "
+            "infinity, so no metric of the set would mean anything; look at this system first"
         )
 
 

@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds the others get after a rank has failed: to end by themselves, and then to follow SIGTERM before SIGKILL."""
+    """Seconds the other ranks get after one has failed: to end alone, then to follow SIGTERM before SIGKILL."""
 
     to_end_alone: float = 5.0
     to_terminate: float = 10.0
@@ -73,15 +73,16 @@ def run_local(
 ) -> int:
     """Run `python main.py *argv` as `nproc` ranks on this machine and return the worst exit code.
 
-    Each rank gets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and its share of the cores in OMP_NUM_THREADS (a value
-    already set is kept). Only rank 0 writes to the terminal; when another rank is the first to fail, the end of its standard error
-    is shown. SIGINT and SIGTERM are passed to every rank once, and a second one, sent 2 s later or more, kills them. When a rank fails,
-    the others are ended within the time that `patience` grants. Ranks end with this process, even if it is killed.
+    Each rank gets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and its share of the cores in
+    OMP_NUM_THREADS (a value already set is kept). Only rank 0 writes to the terminal; when another rank is
+    the first to fail, the end of its standard error is shown. SIGINT and SIGTERM are passed to every rank
+    once, and a second one, sent 2 s later or more, kills them. When a rank fails, the others are ended within
+    the time that `patience` grants. Ranks end with this process, even if it is killed.
 
     program: the command in place of `python main.py`. Raises RequestError for `nproc` below 1.
     """
     if nproc < 1:
-        raise RequestError(f"--nproc is {nproc}; it must be at least 1.")
+        raise RequestError(f"--nproc is {nproc}; it must be at least 1")
     command = [*(program or (sys.executable, str(MAIN_PROGRAM))), *argv]
     ranks: list[_Rank] = []
     with _reserved_port() as port, _catch_signals() as requests:
@@ -124,7 +125,7 @@ def _start(command: list[str], number: int, nproc: int, port: int) -> _Rank:
 
 
 def _watch(ranks: list[_Rank], requests: _Requests, patience: Patience) -> _Rank | None:
-    """Wait for all ranks, passing signals on; end them when one fails. Returns the one that failed first, if any."""
+    """Wait for all ranks, passing signals on; end them when one fails. Returns the first that failed, if any."""
     first_failed: _Rank | None = None
     failed_at = 0.0
     while any(each.code() is None for each in ranks):
@@ -171,7 +172,7 @@ def _worst_code(ranks: list[_Rank]) -> int:
 
 
 def _show_errors(failed: _Rank, main: _Rank) -> None:
-    """Print what a rank other than 0 said before it failed; rank 0 has already said the same about a wrong request."""
+    """Print what a rank other than 0 said before it failed; of a wrong request rank 0 has said the same."""
     if failed.errors is None or main.code() == RequestError.exit_code:
         return
     failed.errors.seek(0)
@@ -185,7 +186,8 @@ def _show_errors(failed: _Rank, main: _Rank) -> None:
 def _reserved_port() -> Iterator[int]:
     """A port that no other run on this machine is given while this one lasts.
 
-    The socket stays bound without listening: with SO_REUSEADDR rank 0 can still listen there, and the kernel hands it to nobody else.
+    The socket stays bound without listening: with SO_REUSEADDR rank 0 can still listen there, and the kernel
+    hands it to nobody else.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

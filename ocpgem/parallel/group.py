@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from ocpgem.errors import RequestError
+from ocpgem.errors import OcpgemError, RequestError
 
 T = TypeVar("T")
 
@@ -38,21 +38,22 @@ def read_environment(environ: Mapping[str, str]) -> RankEnvironment | None:
     found = [name for name in RANK_VARIABLES if environ.get(name)]
     if not found:
         return None
-    # One process needs no meeting point: some shells and job scripts leave MASTER_ADDR set for everything they start.
+    # One process needs no meeting point: some shells and job scripts leave MASTER_ADDR set for everything
+    # they start.
     if set(found) <= {"MASTER_ADDR", "MASTER_PORT"}:
         return None
     missing = [name for name in RANK_VARIABLES if name not in found]
     if missing:
         raise RequestError(
-            f"The environment sets {', '.join(found)} but not {', '.join(missing)}; "
-            "set all five to run several processes, or none to run one."
+            f"the environment sets {', '.join(found)} but not {', '.join(missing)}; "
+            "set all five to run several processes, or none to run one"
         )
     numbers = {name: _whole_number(name, environ[name]) for name in RANK_VARIABLES if name != "MASTER_ADDR"}
     rank_, size, local = numbers["RANK"], numbers["WORLD_SIZE"], numbers["LOCAL_RANK"]
     if size < 1 or not 0 <= rank_ < size or local < 0:
         raise RequestError(
-            f"The environment says RANK={rank_}, WORLD_SIZE={size}, LOCAL_RANK={local}; "
-            "RANK must lie in 0..WORLD_SIZE-1 and LOCAL_RANK must not be negative."
+            f"the environment says RANK={rank_}, WORLD_SIZE={size}, LOCAL_RANK={local}; "
+            "RANK must lie in 0..WORLD_SIZE-1 and LOCAL_RANK must not be negative"
         )
     return RankEnvironment(rank_, size, local, environ["MASTER_ADDR"], numbers["MASTER_PORT"])
 
@@ -60,11 +61,13 @@ def read_environment(environ: Mapping[str, str]) -> RankEnvironment | None:
 def init_from_environment(device: torch.device | str, timeout: timedelta = DEFAULT_TIMEOUT) -> None:
     """Join the process group that the environment describes; alone, become a group of one on a free port.
 
-    A group of one is a real group, so that training follows one path everywhere. Tensors on the CPU travel over gloo, tensors
-    on a GPU over NCCL. The rank variables are set afterwards also for a single process, since DeepSpeed reads them. Does nothing
-    where a group exists. Raises RequestError for a wrong environment and where the other ranks cannot be reached.
+    A group of one is a real group, so that training follows one path everywhere. Tensors on the CPU travel
+    over gloo, tensors on a GPU over NCCL. The rank variables are set afterwards also for a single process,
+    since DeepSpeed reads them. Does nothing where a group exists. Raises RequestError for a wrong environment
+    and where the other ranks cannot be reached.
 
-    device: where this process computes; on CUDA it selects the GPU, `cuda` alone meaning the one numbered LOCAL_RANK.
+    device: where this process computes; on CUDA it selects the GPU, `cuda` alone meaning the one numbered
+        LOCAL_RANK.
     timeout: how long a collective waits for a rank that does not come.
     """
     if is_initialised():
@@ -86,8 +89,9 @@ def init_from_environment(device: torch.device | str, timeout: timedelta = DEFAU
     except (dist.DistNetworkError, dist.DistStoreError, dist.DistBackendError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise RequestError(
-            f"Rank {place.rank} of {place.world_size} could not join the process group at "
-            f"{place.master_addr}:{place.master_port}: {first_line}; check that all ranks run and that the port is free."
+            f"rank {place.rank} of {place.world_size} could not join the process group at "
+            f"{place.master_addr}:{place.master_port}: {first_line}; "
+            "check that all ranks run and that the port is free"
         ) from error
 
 
@@ -118,12 +122,12 @@ def is_main() -> bool:
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of `tensor` over all ranks, on every rank; the argument is left as it was and no gradient flows."""
+    """The sum of `tensor` over all ranks, on every rank; the argument stays as it was, no gradient flows."""
     return _all_reduce(tensor, dist.ReduceOp.SUM)
 
 
 def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
-    """The largest value of `tensor` over all ranks, element by element, on every rank; the argument is left as it was."""
+    """The element-wise largest value of `tensor` over all ranks, on every rank; the argument stays as it was."""
     return _all_reduce(tensor, dist.ReduceOp.MAX)
 
 
@@ -148,8 +152,26 @@ def gather_objects(value: T) -> list[T] | None:
 def barrier() -> None:
     """Wait until every rank has come here."""
     if world_size() > 1:
-        # A sum over a CPU tensor goes over gloo also on GPU machines, where dist.barrier would have to guess a device.
+        # A sum over a CPU tensor goes over gloo also on GPU machines, where dist.barrier would have to guess
+        # a device.
         dist.all_reduce(torch.zeros(1))
+
+
+def raise_together(error: OcpgemError | None) -> None:
+    """Raise the error of the lowest rank that has one, on every rank; return where none has.
+
+    Every rank calls it at the end of work that contains no other collective, so that one bad record ends all
+    ranks with the same sentence instead of leaving the others to wait for the one that failed.
+    """
+    if world_size() == 1:
+        if error is not None:
+            raise error
+        return
+    errors: list[OcpgemError | None] = [None] * world_size()
+    dist.all_gather_object(errors, error)
+    first = next((each for each in errors if each is not None), None)
+    if first is not None:
+        raise first
 
 
 def _all_reduce(tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
@@ -170,7 +192,7 @@ def _init_alone(backend: str, timeout: timedelta) -> None:
 
 
 def _keep_gloo_on_loopback(master_addr: str) -> None:
-    """Let gloo talk over the loopback device when all ranks are on this machine: its host name may resolve to nowhere."""
+    """Let gloo use the loopback device when all ranks are here: the machine's name may resolve to nowhere."""
     names = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
     if master_addr in _LOOPBACK and names:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
@@ -181,5 +203,5 @@ def _whole_number(name: str, text: str) -> int:
         return int(text)
     except ValueError:
         raise RequestError(
-            f"The environment variable {name} is {text!r}; it must be a whole number."
+            f"the environment variable {name} is {text!r}; it must be a whole number"
         ) from None

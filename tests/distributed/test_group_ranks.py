@@ -16,6 +16,7 @@ from ocpgem.parallel.group import RANK_VARIABLES
 COLLECTIVES = """
 import os, sys, torch
 from datetime import timedelta
+from ocpgem.errors import DataError
 from ocpgem.parallel import group
 group.init_from_environment("cpu", timedelta(seconds=30))
 n, size = group.rank(), group.world_size()
@@ -28,6 +29,13 @@ assert group.broadcast_object(f"from {n}", source=size - 1) == f"from {size - 1}
 gathered = group.gather_objects({"rank": n})
 assert gathered == ([{"rank": i} for i in range(size)] if n == 0 else None)
 group.barrier()
+group.raise_together(None)
+try:
+    group.raise_together(DataError("record 3 is damaged") if n == size - 1 else None)
+except DataError as error:
+    assert str(error) == "record 3 is damaged"
+else:
+    raise AssertionError("nothing raised")
 group.shutdown()
 print(f"done {n} threads {os.environ.get('OMP_NUM_THREADS')}", flush=True)
 """

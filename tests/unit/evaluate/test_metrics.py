@@ -93,7 +93,8 @@ def reference(systems: list[dict[str, np.ndarray]]) -> dict[str, float]:
 
 
 def test_values_computed_by_hand() -> None:
-    # Two systems: one atom off by (3, 4, 0) against (0, 0, 5); two atoms, the second fixed and hopelessly wrong.
+    # Two systems: one atom off by (3, 4, 0) against (0, 0, 5); two atoms, the second fixed and hopelessly
+    # wrong.
     batch = make_batch([1, 2], [1.0, -2.0], [[0.0, 0, 5], [1, 0, 0], [0, 0, 0]], [False, False, True])
     result = score(predictions([1.01, -2.5], [[3.0, 4, 5], [-2, 0, 0], [99, 99, 99]]), batch)
     expected = {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ocpgem.errors import RequestError
+from ocpgem.errors import DataError, RequestError
 from ocpgem.parallel import group
 
 FULL = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
@@ -50,7 +50,15 @@ def test_collectives_are_identities_without_a_group() -> None:
     assert group.broadcast_object({"a": 1}) == {"a": 1}
     assert group.gather_objects("here") == ["here"]
     group.barrier()
+    group.raise_together(None)
     group.shutdown()
+
+
+def test_a_single_process_raises_its_own_error() -> None:
+    error = DataError("record 3 is damaged")
+    with pytest.raises(DataError) as caught:
+        group.raise_together(error)
+    assert caught.value is error
 
 
 def test_a_reduced_tensor_is_a_copy() -> None:
