@@ -1,0 +1,271 @@
+"""Sentences about what is wrong in a configuration: path, value, what is allowed, what was meant."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from ocpgem.config.tree import Tree
+
+Path = tuple[str | int, ...]
+
+_UNIONS = (typing.Union, types.UnionType)
+_NAMES: tuple[tuple[type, str], ...] = (
+    (bool, "true or false"),
+    (int, "a whole number"),
+    (float, "a number"),
+    (PurePath, "a path"),
+    (str, "text"),
+)
+_CONSTRAINTS = (
+    ("gt", "> {}"),
+    ("ge", ">= {}"),
+    ("lt", "< {}"),
+    ("le", "<= {}"),
+    ("multiple_of", "a multiple of {}"),
+    ("min_length", "of length at least {}"),
+    ("max_length", "of length at most {}"),
+    ("pattern", "matching {}"),
+)
+
+
+def explain(error: ValidationError, tree: Tree, schema: type[BaseModel]) -> list[str]:
+    """Return one line for each mistake pydantic found in `tree`, in the order of the file."""
+    lines: dict[Path, list[str]] = {}
+    for detail in error.errors():
+        path = _path_in(tree, detail)
+        line = _sentence(detail, path, tree, schema)
+        if line not in lines.setdefault(path, []):  # a union reports each of its branches
+            lines[path].append(line)
+    return [line for found in lines.values() for line in found]
+
+
+def refuse_booleans_for_numbers(tree: Tree, schema: type[BaseModel]) -> list[str]:
+    """Return a line for each true or false in the place of a number, which pydantic takes for 1 and 0."""
+    lines = []
+    for path, value in _leaves(tree):
+        fields = list(_fields_at(schema, path, tree)) if isinstance(value.content, bool) else []
+        parts = [
+            part for field in fields for part in _union_parts(field.annotation) if part is not type(None)
+        ]
+        if parts and all(part in (int, float) for part in parts):
+            allowed = " or ".join(dict.fromkeys(_describe_field(field) for field in fields))
+            lines.append(f"{_dotted(path)} is {_shown(value.content)}; it must be {allowed} ({value.origin})")
+    return lines
+
+
+def _leaves(tree: Tree, prefix: Path = ()) -> Iterator[tuple[Path, Tree]]:
+    if isinstance(tree.content, dict | list):
+        items = tree.content.items() if isinstance(tree.content, dict) else enumerate(tree.content)
+        for key, value in items:
+            yield from _leaves(value, (*prefix, key))
+    else:
+        yield prefix, tree
+
+
+def _path_in(tree: Tree, detail: ErrorDetails) -> Path:
+    """Drop from pydantic's location what is no key of the file, such as the branch of a union."""
+    path: list[str | int] = []
+    here: Tree | None = tree
+    missing = detail["type"] == "missing"
+    for position, key in enumerate(detail["loc"]):
+        last = position == len(detail["loc"]) - 1
+        inner = here.child(key) if here is not None else None
+        if inner is not None or (missing and last):
+            path.append(key)
+            here = inner
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append(detail["ctx"]["discriminator"].strip("'"))
+    return tuple(path)
+
+
+def _sentence(detail: ErrorDetails, path: Path, tree: Tree, schema: type[BaseModel]) -> str:
+    kind, name = detail["type"], _dotted(path)
+    value = tree.at(path)
+    source = f" ({value.origin})"
+    fields = list(_fields_at(schema, path, tree))
+    allowed = " or ".join(dict.fromkeys(_describe_field(field) for field in fields))
+    if kind == "extra_forbidden":
+        return f"{name} is not a known key{_suggestion(path, tree, schema)}{source}"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        allowed = "one of " + detail["ctx"].get("expected_tags", allowed.removeprefix("one of "))
+    if kind in ("missing", "union_tag_not_found"):
+        return f"{name} is missing; it must be {allowed or 'given'}{source}"
+    if kind in ("value_error", "assertion_error"):
+        message = str(detail["ctx"]["error"]).rstrip(".")
+        if not path or message.startswith(name):
+            return f"{message}{source}"
+        shown = "" if isinstance(value.content, dict) else f" is {_shown(value.plain())}"
+        return f"{name}{shown}: {message}{source}"
+    hint = (
+        "; quote it to make it text"
+        if kind == "string_type" and not isinstance(value.content, dict | list)
+        else ""
+    )
+    is_what = "is empty" if value.content is None else f"is {_shown(value.plain())}"
+    return f"{name} {is_what}; it must be {allowed or detail['msg']}{hint}{source}"
+
+
+def _dotted(path: Path) -> str:
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
+    return text.removeprefix(".") or "the configuration"
+
+
+def _shown(value: Any) -> str:
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _suggestion(path: Path, tree: Tree, schema: type[BaseModel]) -> str:
+    """Name the key that was probably meant: in the same section first, then anywhere in the schema."""
+    *section, key = path
+    here = list(
+        dict.fromkeys(
+            name for model in _models_at(schema, tuple(section), tree) for name in model.model_fields
+        )
+    )
+    close = difflib.get_close_matches(str(key), here, n=1)
+    if close:
+        return f"; did you mean '{_dotted((*section, close[0]))}'?"
+    by_name: dict[str, list[Path]] = {}
+    for candidate in dict.fromkeys(_all_paths(schema)):
+        if candidate != path:
+            by_name.setdefault(str(candidate[-1]), []).append(candidate)
+    close = difflib.get_close_matches(str(key), list(by_name), n=1, cutoff=0.75)
+    if close:
+        return "; did you mean " + " or ".join(f"'{_dotted(found)}'" for found in by_name[close[0]][:3]) + "?"
+    return f"; the keys here are {', '.join(here)}" if here else ""
+
+
+def _all_paths(model: type[BaseModel], prefix: Path = (), above: tuple[type, ...] = ()) -> Iterator[Path]:
+    """Yield the path of every key a schema knows, outermost first (not through lists, maps or recursion)."""
+    inner: list[tuple[Path, type[BaseModel]]] = []
+    for name, field in model.model_fields.items():
+        yield (*prefix, name)
+        parts = _union_parts(field.annotation)
+        inner += [
+            ((*prefix, name), part) for part in parts if _is_model(part) and part not in (*above, model)
+        ]
+    for path, part in inner:
+        yield from _all_paths(part, path, (*above, model))
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _union_parts(annotation: Any) -> list[Any]:
+    """Return the alternatives of a union, looking through Annotated; one entry for anything else."""
+    if get_origin(annotation) is Annotated:
+        return _union_parts(get_args(annotation)[0])
+    if get_origin(annotation) in _UNIONS:
+        return [inner for part in get_args(annotation) for inner in _union_parts(part)]
+    return [annotation]
+
+
+def _fields_at(schema: type[BaseModel], path: Path, tree: Tree) -> Iterator[FieldInfo]:
+    """Yield what the schema says about a path: a field, or one per union branch that fits the values."""
+    fields = [FieldInfo(annotation=schema)]
+    here: Tree | None = tree
+    for key in path:
+        fields = [inner for field in fields for inner in _step(field, key, here)]
+        here = here.child(key) if here is not None else None
+    yield from fields
+
+
+def _step(field: FieldInfo, key: str | int, tree: Tree | None) -> Iterator[FieldInfo]:
+    for model in _fitting_models(field, tree):
+        if str(key) in model.model_fields:
+            yield model.model_fields[str(key)]
+    for part in _union_parts(field.annotation):
+        origin, args = get_origin(part), get_args(part)
+        if isinstance(origin, type) and issubclass(origin, Mapping) and len(args) == 2:
+            yield FieldInfo.from_annotation(args[1])
+        elif isinstance(origin, type) and issubclass(origin, Sequence | set | frozenset) and args:
+            fixed = origin is tuple and not (len(args) == 2 and args[1] is Ellipsis)
+            index = key if fixed and isinstance(key, int) and key < len(args) else 0
+            yield FieldInfo.from_annotation(args[index])
+
+
+def _models_at(schema: type[BaseModel], path: Path, tree: Tree) -> Iterator[type[BaseModel]]:
+    here = tree.at(path)
+    for field in _fields_at(schema, path, tree):
+        yield from _fitting_models(field, here)
+
+
+def _fitting_models(field: FieldInfo, tree: Tree | None) -> list[type[BaseModel]]:
+    """Return the sections a field can hold; where there are several, those whose tags agree with the values."""
+    models = [part for part in _union_parts(field.annotation) if _is_model(part)]
+    return [model for model in models if _tags_fit(model, tree)] or models
+
+
+def _tags_fit(model: type[BaseModel], tree: Tree | None) -> bool:
+    """Say whether the values given agree with the model's Literal fields, which tell union branches apart."""
+    for name, field in model.model_fields.items():
+        given = tree.child(name) if tree is not None else None
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        if given is not None and choices and given.plain() not in choices:
+            return False
+    return True
+
+
+def _describe_field(field: FieldInfo) -> str:
+    return _describe(field.annotation, field.metadata)
+
+
+def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """Say in words what values an annotation takes."""
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        return _describe(inner, [*metadata, *more])
+    limits = _limits(metadata)
+    if get_origin(annotation) in _UNIONS:
+        parts = [part for part in get_args(annotation) if part is not type(None)]
+        text = " or ".join(dict.fromkeys(_describe(part) for part in parts)) + limits
+        return text + " or null" if len(parts) < len(get_args(annotation)) else text
+    return _describe_one(annotation) + limits
+
+
+def _describe_one(annotation: Any) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return _choices(args)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a map" + (f" to {_describe(args[1])}" if len(args) == 2 else "")
+    if origin is tuple and args and args[-1] is not Ellipsis:
+        return f"a list of {len(args)}: " + ", ".join(_describe(arg) for arg in args)
+    if isinstance(origin, type) and issubclass(origin, Sequence | set | frozenset) and args:
+        return f"a list, each {_describe(args[0])}"
+    if not isinstance(annotation, type):
+        return "something else"
+    if issubclass(annotation, BaseModel):
+        return f"a section with the keys {', '.join(annotation.model_fields)}"
+    if issubclass(annotation, enum.Enum):
+        return _choices([member.value for member in annotation])
+    return next((name for kind, name in _NAMES if issubclass(annotation, kind)), annotation.__name__)
+
+
+def _choices(values: Sequence[Any]) -> str:
+    return ("one of " if len(values) > 1 else "") + ", ".join(repr(value) for value in values)
+
+
+def _limits(metadata: Sequence[Any]) -> str:
+    found = []
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            found.append(_limits(item.metadata))
+            continue
+        for name, text in _CONSTRAINTS:
+            limit = getattr(item, name, None)
+            if limit is not None:
+                found.append(" " + text.format(limit))
+    return " and".join(part for part in found if part)
