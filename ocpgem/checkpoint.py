@@ -1,0 +1,80 @@
+"""Model files: what a potential is (configuration, normalisation) and its weights, in one file that cannot run code."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ocpgem.config import dump_config, parse_config
+from ocpgem.errors import CheckpointError, RequestError
+from ocpgem.models.gemnet.config import GemNetConfig
+from ocpgem.models.potential import Normalization, Potential
+
+MODEL_FILE = "model.pt"
+_FORMAT, _VERSION = "ocpgem-model", 1
+
+
+def save_potential(potential: Potential, path: Path, extra: dict[str, Any] | None = None) -> None:
+    """Write `potential` to `path` atomically: the file is complete or absent. `extra` holds plain facts (step, metrics)."""
+    content = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "model": dump_config(potential.config),
+        "normalization": dump_config(potential.normalization),
+        "state_dict": {key: value.detach().cpu() for key, value in potential.state_dict().items()},
+        "extra": extra or {},
+    }
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def load_potential(path: str | Path) -> Potential:
+    """The potential of a run directory (its best, else its latest), a checkpoint directory or a model file, in eval mode.
+
+    Raises RequestError if there is none at `path`, CheckpointError if the file is damaged or of another kind.
+    """
+    file = find_model_file(Path(path))
+    content = read_model_file(file)
+    model = parse_config(content["model"], GemNetConfig, f"{file} (model)")
+    normalization = parse_config(content["normalization"], Normalization, f"{file} (normalization)")
+    potential = Potential(model, normalization)
+    try:
+        potential.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{file} does not fit its own configuration: {error}") from error
+    return potential.eval()
+
+
+def find_model_file(path: Path) -> Path:
+    """The model file that `path` stands for."""
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise RequestError(f"{path} does not exist; give a run directory or a checkpoint file")
+    candidates = [path / MODEL_FILE, path / "best" / MODEL_FILE]
+    latest = path / "checkpoints" / "latest"
+    if latest.is_file():
+        candidates.append(path / "checkpoints" / latest.read_text().strip() / MODEL_FILE)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise RequestError(f"{path} holds no model: neither {MODEL_FILE} nor best/{MODEL_FILE} nor a checkpoint is there")
+
+
+def read_model_file(file: Path) -> dict[str, Any]:
+    """The content of a model file; only tensors and plain values are ever constructed."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file} cannot be read as a model file: {reason}") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(f"{file} is not a model file of ocpgem")
+    if content["version"] != _VERSION:
+        raise CheckpointError(f"{file} has version {content['version']}, but this program reads version {_VERSION}")
+    return content

@@ -1,0 +1,68 @@
+"""A model that speaks eV: a GemNet with the normalisation of its targets."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ocpgem.config import Section
+from ocpgem.graph.topology import GraphSpec, Topology
+from ocpgem.models.gemnet.config import GemNetConfig
+from ocpgem.models.gemnet.model import GemNet, Structures
+
+
+class Normalization(Section):
+    """Physical value = model value * std + mean, once per system for the energy."""
+
+    energy_mean: float = Field(0.0, description="eV")
+    energy_std: float = Field(1.0, gt=0, description="eV")
+    forces_std: float = Field(1.0, gt=0, description="eV/A")
+
+
+@dataclass
+class Predictions:
+    """What a model returns, in physical units."""
+
+    energy: Tensor
+    """[n_systems] in eV."""
+    forces: Tensor | None
+    """[n_atoms, 3] in eV/A; None for a model of energies only."""
+
+
+class Potential(nn.Module):
+    """A batch and its topology -> energies and forces in eV and eV/A.
+
+    Forces that are gradients are computed inside `forward`, whether or not the caller records gradients.
+    """
+
+    def __init__(self, model: GemNetConfig, normalization: Normalization) -> None:
+        super().__init__()
+        self.model = GemNet(model)
+        self.normalization = normalization
+
+    @property
+    def config(self) -> GemNetConfig:
+        return self.model.config
+
+    @property
+    def graph_spec(self) -> GraphSpec:
+        """The edges that the model needs."""
+        return self.model.graph_spec
+
+    def forward(self, batch: Any, topology: Topology) -> Predictions:
+        """batch: a PyG batch of `AtomicData`; topology: built with `graph_spec` for the same systems."""
+        dtype = self.model.atom_embedding.weight.dtype
+        structures = Structures(batch.pos.to(dtype), batch.cell.to(dtype), batch.atomic_numbers)
+        energy, forces = self.model(structures, topology)
+        norm = self.normalization
+        if forces is not None:
+            std = norm.energy_std if self.config.forces == "gradient" else norm.forces_std
+            forces = forces * std
+        return Predictions(energy * norm.energy_std + norm.energy_mean, forces)
+
+
+def n_parameters(module: nn.Module) -> int:
+    """The number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

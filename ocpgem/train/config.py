@@ -1,0 +1,109 @@
+"""The configuration of a training run: everything that `python main.py train CONFIG` reads."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ocpgem.config import Section
+from ocpgem.models.gemnet.config import GemNetConfig
+from ocpgem.models.potential import Normalization
+
+
+class DataSection(Section):
+    """Which records are trained and validated on, and how they are batched."""
+
+    train: str = Field(description="data set to train on")
+    val: dict[str, str] = Field(default_factory=dict, description="name -> data set; the first one picks the best model")
+    batch_size: int = Field(8, ge=1, description="systems per optimiser step, over all ranks")
+    max_edges: int | None = Field(None, ge=1, description="largest micro-batch of a rank; larger ones are accumulated")
+    eval_batch_size: int = Field(16, ge=1, description="systems per batch and rank in validation")
+    workers: int = Field(1, ge=0, le=256, description="loader processes per rank; 0 loads in the training process")
+
+
+class ScaleFactorSection(Section):
+    """How the scale factors of the activations are fitted before the first step."""
+
+    batches: int = Field(4, ge=1, le=1000, description="batches each factor is fitted on")
+
+
+class LossSection(Section):
+    """Weights of the energy MAE and of the mean L2 norm of the force error, both on normalised targets."""
+
+    energy: float = Field(1.0, ge=0)
+    forces: float = Field(100.0, ge=0)
+
+
+class ScheduleSection(Section):
+    """The learning rate as a function of the step."""
+
+    name: Literal["constant", "cosine", "step"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    final_factor: float = Field(0.01, ge=0, le=1, description="cosine: last learning rate / lr")
+    milestones: list[int] = Field(default_factory=list, description="step: multiply by gamma at these steps")
+    gamma: float = Field(0.8, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _milestones_belong_to_step(self) -> "ScheduleSection":
+        if (self.name == "step") != bool(self.milestones):
+            raise ValueError("milestones must be given for the schedule 'step' and for no other")
+        if self.milestones != sorted(set(self.milestones)):
+            raise ValueError("milestones must increase")
+        return self
+
+
+class OptimSection(Section):
+    """AdamW, its schedule, clipping and the moving average of the weights."""
+
+    lr: float = Field(5e-4, gt=0, le=1)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0, le=10)
+    amsgrad: bool = True
+    clip_norm: float = Field(10.0, gt=0, description="largest global norm of the gradient")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="0 turns the moving average off")
+    schedule: ScheduleSection = ScheduleSection()
+
+
+class ValidationSection(Section):
+    """When the validation sets are scored and which number picks the best model."""
+
+    every_steps: int = Field(500, ge=1)
+    metric: Literal["forces_mae", "energy_mae"] = "forces_mae"
+
+
+class CheckpointSection(Section):
+    """When the state of the run is written and how many states are kept."""
+
+    every_steps: int = Field(500, ge=1)
+    keep: int = Field(2, ge=1, description="newest checkpoints kept beside the best model")
+
+
+class ParallelSection(Section):
+    """How the work is divided over ranks."""
+
+    zero_stage: Literal[0, 1] = Field(1, description="DeepSpeed ZeRO stage")
+
+
+class TrainConfig(Section):
+    """One training run."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    steps: int = Field(ge=1, description="optimiser steps of the whole run")
+    log_every_steps: int = Field(10, ge=1)
+    data: DataSection
+    model: GemNetConfig
+    normalization: Normalization | Literal["fit"] = "fit"
+    scale_factors: ScaleFactorSection = ScaleFactorSection()
+    loss: LossSection = LossSection()
+    optim: OptimSection = OptimSection()
+    validation: ValidationSection = ValidationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    parallel: ParallelSection = ParallelSection()
+
+    @model_validator(mode="after")
+    def _forces_are_trained_only_if_predicted(self) -> "TrainConfig":
+        if self.model.forces == "none" and self.loss.forces > 0:
+            raise ValueError("loss.forces must be 0 for a model with forces: none")
+        if self.loss.energy == 0 and self.loss.forces == 0:
+            raise ValueError("loss.energy and loss.forces are both 0; at least one must be positive")
+        return self

@@ -1,0 +1,34 @@
+"""The S2EF loss of OC20: MAE of the energy plus the mean L2 norm of the force error over free atoms."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ocpgem.models.potential import Normalization, Predictions
+from ocpgem.train.config import LossSection
+
+
+@dataclass(frozen=True)
+class GlobalCounts:
+    """How many systems and free atoms one optimiser step holds over all ranks and micro-batches."""
+
+    n_systems: int
+    n_free_atoms: int
+
+
+def loss_share(
+    predictions: Predictions, batch: Any, weights: LossSection, normalization: Normalization, counts: GlobalCounts
+) -> Tensor:
+    """This micro-batch's share of the step's loss: the shares of all ranks and micro-batches add up to the global mean.
+
+    Errors are divided by the standard deviations of `normalization`, so the loss is that of normalised targets.
+    """
+    energy_error = (predictions.energy - batch.energy.to(predictions.energy.dtype)).abs().sum()
+    loss = weights.energy / (normalization.energy_std * counts.n_systems) * energy_error
+    if predictions.forces is not None and counts.n_free_atoms > 0:
+        error = predictions.forces - batch.forces
+        free = (~batch.fixed.bool()).to(error.dtype)
+        force_error = (error.square().sum(dim=1) + 1e-24).sqrt()
+        loss = loss + weights.forces / (normalization.forces_std * counts.n_free_atoms) * (force_error * free).sum()
+    return loss

@@ -1,0 +1,122 @@
+"""Fits the scale factors: constants that give every activation the variance of its reference (GemNet, appendix).
+
+Factors are fitted one after the other in the order in which a forward pass meets them, each with all earlier ones
+active. A factor is sqrt(var_in / var_out), both averaged over the batches, weighted by the rows of the scaled tensor.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocpgem.errors import TrainingError
+from ocpgem.graph.topology import Topology
+from ocpgem.models.gemnet.layers import ScaleFactor
+from ocpgem.models.potential import Potential
+
+
+@dataclass
+class FittedScale:
+    """One fitted factor and the variances it was computed from."""
+
+    name: str
+    factor: float
+    variance_before: float
+    variance_reference: float
+
+
+class _Reached(Exception):
+    """Ends a forward pass as soon as the factor in question has been seen."""
+
+
+def scale_factors(potential: Potential) -> dict[str, ScaleFactor]:
+    """Every scale factor of the model by its module path."""
+    return {name: module for name, module in potential.named_modules() if isinstance(module, ScaleFactor)}
+
+
+def needs_fitting(potential: Potential) -> bool:
+    """Whether any factor has not been fitted."""
+    return not all(bool(scale.fitted) for scale in scale_factors(potential).values())
+
+
+def fit_scale_factors(
+    potential: Potential,
+    batches: Sequence[tuple[Any, Topology]],
+    on_progress: Callable[[FittedScale, int, int], None] | None = None,
+) -> list[FittedScale]:
+    """Reset and fit all factors of `potential` on `batches`.
+
+    `on_progress` is called after each factor with it, its number and the number of factors. Raises TrainingError when a
+    variance is zero or not finite.
+    """
+    was_training = potential.training
+    potential.eval()
+    factors = scale_factors(potential)
+    for scale in factors.values():
+        scale.factor.fill_(1.0)
+        scale.fitted.fill_(False)
+    try:
+        order = _execution_order(potential, factors, batches[0])
+        fitted = []
+        for index, name in enumerate(order, start=1):
+            result = _fit_one(potential, name, factors[name], batches)
+            fitted.append(result)
+            if on_progress is not None:
+                on_progress(result, index, len(order))
+    finally:
+        for scale in factors.values():
+            scale.observer = None
+        potential.train(was_training)
+    return fitted
+
+
+def _execution_order(potential: Potential, factors: dict[str, ScaleFactor], sample: tuple[Any, Topology]) -> list[str]:
+    names = {id(scale): name for name, scale in factors.items()}
+    order: list[str] = []
+
+    def record(scale: ScaleFactor, x: Tensor, reference: Tensor | None) -> None:
+        order.append(names[id(scale)])
+
+    for scale in factors.values():
+        scale.observer = record
+    with torch.no_grad():
+        potential(*sample)
+    for scale in factors.values():
+        scale.observer = None
+    return order
+
+
+def _fit_one(
+    potential: Potential, name: str, scale: ScaleFactor, batches: Sequence[tuple[Any, Topology]]
+) -> FittedScale:
+    totals = torch.zeros(3, dtype=torch.float64)  # weighted variance, weighted reference variance, rows
+
+    def measure(_: ScaleFactor, x: Tensor, reference: Tensor | None) -> None:
+        rows = x.shape[0]
+        of_reference = _mean_variance(reference) if reference is not None else 1.0
+        totals.add_(torch.tensor([_mean_variance(x) * rows, of_reference * rows, rows], dtype=torch.float64))
+        raise _Reached
+
+    scale.observer = measure
+    with torch.no_grad():
+        for batch, topology in batches:
+            try:
+                potential(batch, topology)
+            except _Reached:
+                continue
+    scale.observer = None
+    variance, reference, rows = totals.tolist()
+    ratio = reference / variance if variance > 0 else float("nan")
+    if not (ratio > 0 and ratio < float("inf")):
+        raise TrainingError(
+            f"Scale factor {name} cannot be fitted: the variance before scaling is {variance / max(rows, 1):.3g}, "
+            f"that of its reference {reference / max(rows, 1):.3g}; fit on more or larger systems."
+        )
+    scale.set(ratio**0.5)
+    return FittedScale(name, ratio**0.5, variance / rows, reference / rows)
+
+
+def _mean_variance(x: Tensor) -> float:
+    return float(x.float().var(dim=0, unbiased=True).mean()) if x.shape[0] > 1 else 0.0
