@@ -99,7 +99,7 @@ class S2EFMetrics:
 
 
 def check_finite(energy: Tensor, forces: Tensor | None, batch: "Batch", what: str) -> None:
-    """Raise DataError naming the first system whose energy [n_systems] or forces [n_atoms, 3] is not finite."""
+    """Raise DataError naming the first system whose energy [n_systems] or forces [n_atoms, 3] are wrong."""
     bad = ~torch.isfinite(energy)
     if forces is not None:
         bad_atom = ~torch.isfinite(forces).all(dim=1)

@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds the other ranks get after one has failed: to end alone, then to follow SIGTERM before SIGKILL."""
+    """Seconds the other ranks get after one failed: to end alone, then to follow SIGTERM before SIGKILL."""
 
     to_end_alone: float = 5.0
     to_terminate: float = 10.0
@@ -84,11 +84,11 @@ def run_local(
     if nproc < 1:
         raise RequestError(f"--nproc is {nproc}; it must be at least 1")
     command = [*(program or (sys.executable, str(MAIN_PROGRAM))), *argv]
-    ranks: list[_Rank] = []
+    ranks: list[_Rank] = []  # filled one by one, so that all that started are ended if one cannot start
     with _reserved_port() as port, _catch_signals() as requests:
         try:
             for number in range(nproc):
-                ranks.append(_start(command, number, nproc, port))
+                ranks.append(_start(command, number, nproc, port))  # noqa: PERF401
             first_failed = _watch(ranks, requests, patience or Patience())
             if first_failed is not None:
                 _show_errors(first_failed, ranks[0])
@@ -125,7 +125,7 @@ def _start(command: list[str], number: int, nproc: int, port: int) -> _Rank:
 
 
 def _watch(ranks: list[_Rank], requests: _Requests, patience: Patience) -> _Rank | None:
-    """Wait for all ranks, passing signals on; end them when one fails. Returns the first that failed, if any."""
+    """Wait for all ranks, passing signals on; end them when one fails. Returns the first to fail, if any."""
     first_failed: _Rank | None = None
     failed_at = 0.0
     while any(each.code() is None for each in ranks):
@@ -177,9 +177,8 @@ def _show_errors(failed: _Rank, main: _Rank) -> None:
         return
     failed.errors.seek(0)
     lines = failed.errors.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
-    print(f"Rank {failed.number} failed first, with exit code {failed.code()}:", file=sys.stderr)
-    for line in lines:
-        print(f"[rank {failed.number}] {line}", file=sys.stderr)
+    sys.stderr.write(f"Rank {failed.number} failed first, with exit code {failed.code()}:\n")
+    sys.stderr.writelines(f"[rank {failed.number}] {line}\n" for line in lines)
 
 
 @contextmanager

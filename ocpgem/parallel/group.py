@@ -127,7 +127,7 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
-    """The element-wise largest value of `tensor` over all ranks, on every rank; the argument stays as it was."""
+    """The element-wise maximum of `tensor` over all ranks, on every rank; the argument stays as it was."""
     return _all_reduce(tensor, dist.ReduceOp.MAX)
 
 

@@ -157,5 +157,7 @@ def test_fewer_than_one_process_is_refused() -> None:
 
 
 def start_launcher(command: list[str]) -> subprocess.Popen[bytes]:
-    code = f"import sys; from ocpgem.launch.local import run_local; sys.exit(run_local([], 2, program={command!r}))"
-    return subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2], process_group=0)
+    code = "import sys; from ocpgem.launch.local import run_local as run; sys.exit(run([], 2, sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *command], cwd=Path(__file__).parents[2], process_group=0
+    )

@@ -25,7 +25,8 @@ for index in range(group.rank(), len(systems) if len(sys.argv) < 4 else 1, group
 metrics.merge_across_ranks()
 results = group.gather_objects(metrics.result())
 if group.is_main():
-    json.dump({"results": results, "reference": reference(systems), "first": reference(systems[:1])}, open(sys.argv[2], "w"))
+    found = {"results": results, "reference": reference(systems), "first": reference(systems[:1])}
+    json.dump(found, open(sys.argv[2], "w"))
 group.shutdown()
 """
 
