@@ -34,7 +34,7 @@ def to_data(system: System) -> AtomicData:
 
 
 def collate(systems: Sequence[System], max_atomic_number: int = MAX_ATOMIC_NUMBER) -> Batch:
-    """Validate systems and concatenate them: `Batch.from_data_list([to_data(s) for s in systems])`, only faster.
+    """Validate systems and join them: equal to `Batch.from_data_list([to_data(s) for s in systems])`, faster.
 
     Raises DataError, naming the system, for values or shapes no model can use, an element beyond
     `max_atomic_number`, or labels that only some of the systems have.
@@ -47,7 +47,7 @@ def collate(systems: Sequence[System], max_atomic_number: int = MAX_ATOMIC_NUMBE
 
 
 def batch_from_columns(columns: dict[str, NDArray[Any]]) -> Batch:
-    """A PyG batch around concatenated arrays (not copied), with the bookkeeping that PyG's own collate makes."""
+    """A PyG batch around concatenated arrays (not copied), with the bookkeeping of PyG's own collate."""
     n_atoms = torch.from_numpy(columns["natoms"])
     n_systems = len(n_atoms)
     ptr = torch.zeros(n_systems + 1, dtype=torch.int64)

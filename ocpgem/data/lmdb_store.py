@@ -1,7 +1,7 @@
 """ocpgem's own data sets: a folder of LMDB shards, a side table of sizes, and a description.
 
     train/
-      data.0000.lmdb ...   records in ocpgem.data.record's layout under 4-byte big-endian keys, a header, sizes
+      data.0000.lmdb ...   a header, sizes, and records (ocpgem.data.record) under 4-byte big-endian keys
       sizes.npy            one row per record (ocpgem.data.sizes), memory-mapped by every process
       metadata.json        format, shards and counts, provenance; written last, so its presence means complete
 
@@ -23,8 +23,8 @@ from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
-from numpy.typing import NDArray
 
+from ocpgem.data.dataset import Dataset
 from ocpgem.data.record import decode, encode
 from ocpgem.data.sizes import (
     CUTOFF,
@@ -94,7 +94,7 @@ class ShardWriter:
         self._env.close()
         if self._partial.stat().st_size < size:  # pages that were freed at the end are never written
             os.truncate(self._partial, size)
-        os.replace(self._partial, self.path)
+        self._partial.replace(self.path)
 
     def _flush(self) -> None:
         first = len(self._rows) - len(self._pending)
@@ -102,7 +102,7 @@ class ShardWriter:
         self._pending = []
 
     def _put(self, items: dict[bytes, bytes]) -> None:
-        """Write one transaction, growing the map first (its size is stored in the file and mapped by readers)."""
+        """Write one transaction, growing the map first (readers map as much as the file says)."""
         used = (self._env.info()["last_pgno"] + 1) * _PAGE
         need = sum((len(value) // _PAGE + 2) * _PAGE for value in items.values())
         while self._map_size < used + need + 64 * _PAGE:
@@ -140,6 +140,7 @@ def write_dataset(
 
 
 def shard_name(number: int) -> str:
+    """File name of the shard with this number."""
     return f"data.{number:04d}.lmdb"
 
 
@@ -163,7 +164,7 @@ def finish_dataset(folder: Path, paths: list[Path], provenance: dict[str, Any] |
     _write_atomically(folder / METADATA_FILE, metadata)
 
 
-class LmdbDataset:
+class LmdbDataset(Dataset):
     """The systems of a folder or of one shard, in order; safe in forked and in spawned workers.
 
     Raises RequestError for a missing path and DataError, naming the file, for one that cannot be read.
@@ -206,28 +207,6 @@ class LmdbDataset:
         if self._table is None:
             self._table = self._load_sizes()
         return self._table
-
-    @property
-    def n_atoms(self) -> NDArray[np.int32]:
-        return self.sizes["n_atoms"]
-
-    @property
-    def n_edges(self) -> NDArray[np.int32]:
-        """Directed edges within 6 A, nearest 50 per atom."""
-        return self.sizes["n_edges"]
-
-    @property
-    def n_free(self) -> NDArray[np.int32]:
-        """Atoms that may move."""
-        return self.sizes["n_free"]
-
-    @property
-    def sids(self) -> NDArray[np.int64]:
-        return self.sizes["sid"]
-
-    @property
-    def fids(self) -> NDArray[np.int64]:
-        return self.sizes["fid"]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}, "_table": None}
@@ -293,9 +272,7 @@ class _Shard:
             raise DataError(f"{self.path}: the LMDB is damaged ({error}); make the file anew") from None
         if raw is None:
             self.close()
-            raise DataError(
-                f"{self.path} is an LMDB of another kind, not one of ocpgem's; convert it to ocpgem's format first"
-            )
+            raise DataError(f"{self.path} is an LMDB of another kind than ocpgem's own; convert it first")
         header: dict[str, Any] = json.loads(raw)
         if header.get("format") != SHARD_FORMAT or header.get("version") != VERSION:
             self.close()
@@ -305,7 +282,7 @@ class _Shard:
         return header
 
 
-# lmdb refuses to open a file twice in one process, so data sets on the same file share the handle while any uses it.
+# lmdb refuses to open a file twice in one process, so data sets share the handle of a file.
 _OPEN: WeakValueDictionary[str, _Shard] = WeakValueDictionary()
 
 
@@ -378,11 +355,11 @@ def _check_size(file: Path, expected: int) -> None:
 
 def _write_atomically(path: Path, content: Any) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
+    with partial.open("wb") as file:
         if isinstance(content, np.ndarray):
             np.save(file, content, allow_pickle=False)
         else:
             file.write((json.dumps(content, indent=2) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial.replace(path)

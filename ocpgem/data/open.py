@@ -3,106 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ocpgem.data.dataset import Dataset, InMemoryDataset, Subset
 from ocpgem.data.lmdb_store import LmdbDataset
-from ocpgem.data.sizes import SizeTable, size_row, size_table
 from ocpgem.data.system import System, system_from_atoms
 from ocpgem.errors import DataError, RequestError
-
-
-class Dataset(Protocol):
-    """Systems by index, and how large each is."""
-
-    path: Path
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> System: ...
-    @property
-    def n_atoms(self) -> NDArray[np.int32]: ...
-    @property
-    def n_edges(self) -> NDArray[np.int32]: ...
-    @property
-    def n_free(self) -> NDArray[np.int32]: ...
-    @property
-    def sids(self) -> NDArray[np.int64]: ...
-    @property
-    def fids(self) -> NDArray[np.int64]: ...
-
-
-class _Sized:
-    """The columns of a side table as properties."""
-
-    @property
-    def sizes(self) -> SizeTable:
-        raise NotImplementedError
-
-    @property
-    def n_atoms(self) -> NDArray[np.int32]:
-        return self.sizes["n_atoms"]
-
-    @property
-    def n_edges(self) -> NDArray[np.int32]:
-        return self.sizes["n_edges"]
-
-    @property
-    def n_free(self) -> NDArray[np.int32]:
-        return self.sizes["n_free"]
-
-    @property
-    def sids(self) -> NDArray[np.int64]:
-        return self.sizes["sid"]
-
-    @property
-    def fids(self) -> NDArray[np.int64]:
-        return self.sizes["fid"]
-
-
-class InMemoryDataset(_Sized):
-    """Systems in a list; edges are counted when the sizes are first asked for."""
-
-    def __init__(self, systems: list[System], path: str | Path = "memory") -> None:
-        if not systems:
-            raise DataError(f"{path} holds no systems")
-        self.path = Path(path)
-        self._systems = systems
-        self._table: SizeTable | None = None
-
-    def __len__(self) -> int:
-        return len(self._systems)
-
-    def __getitem__(self, index: int) -> System:
-        return self._systems[index]
-
-    @property
-    def sizes(self) -> SizeTable:
-        if self._table is None:
-            self._table = size_table([size_row(system) for system in self._systems])
-        return self._table
-
-
-class Subset(_Sized):
-    """Some records of another data set, in the order given."""
-
-    def __init__(self, dataset: Any, indices: NDArray[np.int64]) -> None:
-        self.path: Path = dataset.path
-        self._dataset = dataset
-        self._indices = indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> System:
-        system: System = self._dataset[int(self._indices[index])]
-        return system
-
-    @property
-    def sizes(self) -> SizeTable:
-        table: SizeTable = self._dataset.sizes[self._indices]
-        return table
 
 
 def open_dataset(path: str | Path, limit: int | None = None) -> Dataset:

@@ -60,6 +60,7 @@ class System:
 
     @property
     def n_atoms(self) -> int:
+        """Number of atoms."""
         return len(self.atomic_numbers)
 
     @property
@@ -138,8 +139,8 @@ class System:
 def system_from_atoms(atoms: Atoms, sid: int = 0, fid: int = 0, source: str = "") -> System:
     """Read an `ase.Atoms`: labels from its calculator (unconstrained) or its info and arrays.
 
-    Tags come from `tags`, fixed atoms from `FixAtoms` constraints or a `move_mask` array (True: free to move).
-    `sid` and `fid` in `atoms.info` win over the arguments. Raises DataError where a tag or species does not fit.
+    Tags come from `tags`, fixed atoms from `FixAtoms` constraints or `move_mask` (True: free to move).
+    `sid` and `fid` in `atoms.info` win over the arguments. Raises DataError for a tag or species beyond uint8.
     """
     info, arrays = atoms.info, atoms.arrays
     energy, forces = _labels(atoms)

@@ -1,0 +1,101 @@
+"""What every data set offers: systems by index, and a side table of how large each is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ocpgem.data.sizes import SizeTable, size_row, size_table
+from ocpgem.data.system import System
+from ocpgem.errors import DataError
+
+
+class Dataset(ABC):
+    """Systems by index; the columns of the side table have one entry per system."""
+
+    path: Path
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many systems there are."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> System:
+        """One system; raises DataError naming its record where it cannot be read."""
+
+    @property
+    @abstractmethod
+    def sizes(self) -> SizeTable:
+        """The side table (ocpgem.data.sizes), one row per system."""
+
+    @property
+    def n_atoms(self) -> NDArray[np.int32]:
+        """Atoms of each system."""
+        return self.sizes["n_atoms"]
+
+    @property
+    def n_edges(self) -> NDArray[np.int32]:
+        """Directed edges of each system within 6 A, nearest 50 per atom."""
+        return self.sizes["n_edges"]
+
+    @property
+    def n_free(self) -> NDArray[np.int32]:
+        """Atoms of each system that are not fixed."""
+        return self.sizes["n_free"]
+
+    @property
+    def sids(self) -> NDArray[np.int64]:
+        """Number of each system."""
+        return self.sizes["sid"]
+
+    @property
+    def fids(self) -> NDArray[np.int64]:
+        """Number of each frame within its system."""
+        return self.sizes["fid"]
+
+
+class InMemoryDataset(Dataset):
+    """Systems in a list; edges are counted when the sizes are first asked for."""
+
+    def __init__(self, systems: list[System], path: str | Path = "memory") -> None:
+        if not systems:
+            raise DataError(f"{path} holds no systems")
+        self.path = Path(path)
+        self._systems = systems
+        self._table: SizeTable | None = None
+
+    def __len__(self) -> int:
+        return len(self._systems)
+
+    def __getitem__(self, index: int) -> System:
+        return self._systems[index]
+
+    @property
+    def sizes(self) -> SizeTable:
+        """The side table, made when first asked for."""
+        if self._table is None:
+            self._table = size_table([size_row(system) for system in self._systems])
+        return self._table
+
+
+class Subset(Dataset):
+    """Some systems of another data set, in the order given."""
+
+    def __init__(self, dataset: Dataset, indices: NDArray[np.int64]) -> None:
+        self.path = dataset.path
+        self._dataset = dataset
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> System:
+        return self._dataset[int(self._indices[index])]
+
+    @property
+    def sizes(self) -> SizeTable:
+        """The rows of the whole data set's side table that belong here."""
+        return self._dataset.sizes[self._indices]
