@@ -44,17 +44,15 @@ def nearest_k(target: Ints, weight: Floats, n_atoms: int, max_neighbors: int, st
     degree = np.bincount(target, minlength=n_atoms)
     if max_neighbors <= 0 or degree.max(initial=0) <= max_neighbors:
         return np.ones(len(target), dtype=bool)
-    start = np.cumsum(degree) - degree
     crowded = degree > max_neighbors
-    row = np.cumsum(crowded) - 1
-    edges = np.flatnonzero(crowded.take(target))
-    owner = target.take(edges)
-    place = row.take(owner), edges - start.take(owner)
-    table = np.full((int(row[-1]) + 1, int(degree.max())), np.inf)  # one row per crowded target, padded
-    table[place] = weight.take(edges)
-    keep = np.ones(len(target), dtype=bool)
+    counts = degree[crowded]
+    inside = np.arange(counts.max()) < counts[:, None]  # [n_crowded, largest degree], rows in list order
+    affected = crowded.take(target)
+    table = np.full(inside.shape, np.inf)
+    table[inside] = weight[affected]
     chosen = _strictly_nearest(table, max_neighbors) if strict else _nearly_nearest(table, max_neighbors)
-    keep[edges] = chosen[place]
+    keep = ~affected
+    keep[affected] = chosen[inside]
     return keep
 
 

@@ -27,6 +27,10 @@ BLOCK = (
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+# glibc gives the memory of a search back to the system and faults it in again for the next one, which takes
+# longer than the search, until the process has once freed a large block. This one is never touched.
+np.empty(31_000_000, dtype=np.uint8)
+
 
 @dataclass(frozen=True, slots=True)
 class NeighborList:

@@ -111,10 +111,8 @@ def system_edges(pos: ArrayLike, cell: ArrayLike, pbc: ArrayLike, spec: GraphSpe
             "check positions and cell, raise the cutoff or leave the system out"
         )
     keep = nearest_k(found.target, found.distance, n_atoms, spec.max_neighbors)
-    source, target, offset = found.source, found.target, found.offset
-    if not keep.all():
-        source, target, offset = source[keep], target[keep], offset[keep]
-    edges = symmetrize(source, target, offset)
+    kept = np.flatnonzero(keep)
+    edges = symmetrize(found.source.take(kept), found.target.take(kept), found.offset.take(kept, axis=0))
     if len(edges) == 0:
         raise DataError(
             f"none of its edges is left after keeping {spec.max_neighbors} neighbours an atom; "
