@@ -7,6 +7,7 @@ limit, so a run continues on other hardware with the same steps.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ocpgem.errors import RequestError
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class TrainPlan:
 def epoch_order(n_systems: int, seed: int, epoch: int) -> Ints:
     """A permutation of all systems that depends on seed and epoch only.
 
-    Sorting raw random bits keeps it the same in every numpy version; `Generator.permutation` promises nothing.
+    Sorting raw random bits keeps it the same in every numpy version; `Generator.permutation` need not.
     """
     bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(n_systems)
     return np.argsort(bits, kind="stable")
@@ -158,14 +159,14 @@ def plan_evaluation(
     return mine
 
 
-def check_fits(n_edges: Ints, max_edges: int | None) -> None:
-    """Raise RequestError naming the largest system if it alone exceeds `max_edges`."""
+def check_fits(n_edges: Ints, max_edges: int | None, name: Callable[[int], str] = "system {}".format) -> None:
+    """Raise RequestError if one system alone exceeds `max_edges`; `name` says what to call it."""
     if max_edges is None or len(n_edges) == 0:
         return
     largest = int(np.argmax(n_edges))
     if n_edges[largest] > max_edges:
         raise RequestError(
-            f"system {largest} has {n_edges[largest]} edges, more than max_edges {max_edges}; "
+            f"{name(largest)} has {n_edges[largest]} edges, more than max_edges {max_edges}; "
             "raise max_edges or leave the system out"
         )
 

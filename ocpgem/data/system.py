@@ -140,7 +140,7 @@ def system_from_atoms(atoms: Atoms, sid: int = 0, fid: int = 0, source: str = ""
     """Read an `ase.Atoms`: labels from its calculator (unconstrained) or its info and arrays.
 
     Tags come from `tags`, fixed atoms from `FixAtoms` constraints or `move_mask` (True: free to move).
-    `sid` and `fid` in `atoms.info` win over the arguments. Raises DataError for a tag or species beyond uint8.
+    `sid` and `fid` in `atoms.info` win over the arguments. Raises DataError for a tag or species over 255.
     """
     info, arrays = atoms.info, atoms.arrays
     energy, forces = _labels(atoms)

@@ -1,0 +1,254 @@
+"""Batches and their topology, prepared ahead by worker processes.
+
+Everything random is decided by ocpgem.data.plan in the main process; workers only turn lists of records into
+tensors, so their number changes nothing but the speed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+from torch_geometric.data import Batch
+
+from ocpgem.data.batch import collate
+from ocpgem.data.dataset import Dataset
+from ocpgem.data.plan import Ints, StepPlan, TrainPlan, check_fits, plan_evaluation
+from ocpgem.data.system import MAX_ATOMIC_NUMBER
+from ocpgem.data.transport import Packed, pack
+from ocpgem.errors import DataError, OcpgemError
+from ocpgem.graph.topology import GraphSpec, Topology, concat, system_edges
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What one process computes in one optimizer step.
+
+    step counts from 0 over the whole run; epoch is the number of epochs done once the step is (a fraction).
+    The last `n_padding` micro-batches only keep the processes in step: their loss must weigh nothing. Losses
+    are sums over systems and free atoms divided by the global counts, which leave out the padding.
+    """
+
+    step: int
+    epoch: float
+    micro_batches: list[tuple[Batch, Topology]]
+    n_padding: int
+    n_systems_global: int
+    n_free_atoms_global: int
+
+    def pin_memory(self) -> StepBatch:
+        """The same in page-locked memory (called by torch's DataLoader)."""
+        pinned = [(batch.pin_memory(), topology.pin_memory()) for batch, topology in self.micro_batches]
+        return dataclasses.replace(self, micro_batches=pinned)
+
+
+@dataclass(frozen=True)
+class EvalBatch:
+    """Systems to predict: their batch, its topology, and their positions in the data set."""
+
+    batch: Batch
+    topology: Topology
+    indices: Ints
+
+    def pin_memory(self) -> EvalBatch:
+        """The same in page-locked memory (called by torch's DataLoader)."""
+        return EvalBatch(self.batch.pin_memory(), self.topology.pin_memory(), self.indices)
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How batches are prepared: worker processes (0: in the caller), items each prepares ahead, pinning."""
+
+    workers: int = 0
+    prefetch: int = 2
+    pin_memory: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How records become a batch: where they are, which graph the model needs, and its heaviest element."""
+
+    dataset: Dataset
+    graph: GraphSpec
+    max_atomic_number: int = MAX_ATOMIC_NUMBER
+
+    def prepare(self, indices: Ints) -> tuple[Batch, Topology]:
+        """The batch of some records and its topology; raises DataError naming the record at fault."""
+        systems = [self.dataset[index] for index in indices.tolist()]
+        batch = collate(systems, self.max_atomic_number)
+        edges = []
+        for system in systems:
+            try:
+                edges.append(system_edges(system.pos, system.cell, system.pbc, self.graph))
+            except DataError as error:
+                raise DataError(f"{system.where}: {error}") from None
+        return batch, concat(edges)
+
+
+class TrainLoader:
+    """The optimizer steps of one process, from `start_step` on, without end.
+
+    Raises RequestError for a plan that cannot work and DataError naming a record that is unusable.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        max_edges: int | None = None,
+        settings: WorkerSettings = WorkerSettings(),
+    ) -> None:
+        dataset = recipe.dataset
+        _check_largest(dataset, max_edges)
+        n_edges, n_free = np.ascontiguousarray(dataset.n_edges), np.ascontiguousarray(dataset.n_free)
+        self.plan = TrainPlan(n_edges, n_free, batch_size, seed, max_edges)
+        self._recipe, self._settings = recipe, settings
+        self._rank, self._world_size = rank, world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in one pass over the data set."""
+        return self.plan.steps_per_epoch
+
+    def steps(self, start_step: int = 0) -> Iterator[StepBatch]:
+        """Every step from `start_step` on; the same steps whatever was run before."""
+        plans = _StepPlans(self.plan, start_step, self._rank, self._world_size)
+        return _prepare(_PrepareStep(self._recipe), plans, self._settings)
+
+
+class EvalLoader:
+    """Batches of one process; all processes together see every record exactly once."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        max_edges: int | None = None,
+        settings: WorkerSettings = WorkerSettings(),
+    ) -> None:
+        _check_largest(recipe.dataset, max_edges)
+        n_edges = np.ascontiguousarray(recipe.dataset.n_edges)
+        self._batches = plan_evaluation(n_edges, rank, world_size, batch_size, max_edges)
+        self._recipe, self._settings = recipe, settings
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[EvalBatch]:
+        return _prepare(_PrepareEvaluation(self._recipe), self._batches, self._settings)
+
+
+@dataclass(frozen=True)
+class _StepPlans:
+    """The plans of a run's steps, an endless sampler for torch's DataLoader."""
+
+    plan: TrainPlan
+    start_step: int
+    rank: int
+    world_size: int
+
+    def __iter__(self) -> Iterator[StepPlan]:
+        step = self.start_step
+        while True:
+            epoch = step // self.plan.steps_per_epoch
+            order = self.plan.epoch_order(epoch)
+            while step < (epoch + 1) * self.plan.steps_per_epoch:
+                yield self.plan.step(step, order, self.rank, self.world_size)
+                step += 1
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way from a worker, without the traceback torch would print into its message."""
+
+    kind: type[OcpgemError]
+    message: str
+
+
+@dataclass(frozen=True)
+class _PrepareStep:
+    recipe: Recipe
+
+    def __getitem__(self, plan: StepPlan) -> StepBatch:
+        return StepBatch(
+            step=plan.step,
+            epoch=plan.epoch,
+            micro_batches=[self.recipe.prepare(indices) for indices in plan.micro_batches],
+            n_padding=plan.n_padding,
+            n_systems_global=plan.n_systems_global,
+            n_free_atoms_global=plan.n_free_atoms_global,
+        )
+
+
+@dataclass(frozen=True)
+class _PrepareEvaluation:
+    recipe: Recipe
+
+    def __getitem__(self, indices: Ints) -> EvalBatch:
+        return EvalBatch(*self.recipe.prepare(indices), indices)
+
+
+@dataclass(frozen=True)
+class _Guarded:
+    """Hands errors over as values, and tensors from a worker in one block."""
+
+    source: Any
+
+    def __getitem__(self, item: Any) -> Any:
+        try:
+            prepared = self.source[item]
+            return prepared if get_worker_info() is None else pack(prepared)
+        except OcpgemError as error:
+            return _Failure(type(error), str(error))
+
+
+def _prepare(source: Any, items: Any, settings: WorkerSettings) -> Iterator[Any]:
+    workers = settings.workers
+    loader: DataLoader[Any] = DataLoader(
+        _Guarded(source),  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=items,
+        collate_fn=_unchanged,
+        num_workers=workers,
+        prefetch_factor=settings.prefetch if workers else None,
+        pin_memory=settings.pin_memory,
+        worker_init_fn=_use_one_thread,
+        generator=torch.Generator(),  # its own, so that starting a loader draws nothing from the run's
+    )
+    try:
+        for prepared in loader:
+            if isinstance(prepared, _Failure):
+                raise prepared.kind(prepared.message)
+            yield prepared.unpack() if isinstance(prepared, Packed) else prepared
+    except RuntimeError as error:
+        if "worker" in str(error) and "exited unexpectedly" in str(error):
+            raise DataError(
+                "a data worker was killed, most often because memory (or /dev/shm) ran out; "
+                "use fewer workers or smaller batches"
+            ) from error
+        raise
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _use_one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _check_largest(dataset: Dataset, max_edges: int | None) -> None:
+    def name(index: int) -> str:
+        return f"{dataset.path}, record {index} (sid {dataset.sids[index]}, frame {dataset.fids[index]})"
+
+    check_fits(dataset.n_edges, max_edges, name)
