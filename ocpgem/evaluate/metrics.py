@@ -89,6 +89,11 @@ class S2EFMetrics:
         """Make the totals those of all ranks together; every rank calls it once, after its last batch."""
         self._totals = group.all_reduce_sum(self._totals)
 
+    @property
+    def n_systems(self) -> int:
+        """How many systems were counted."""
+        return int(self._totals[_ROW["energy_mae"], 1])
+
     def result(self) -> dict[str, float]:
         """The metrics by name: energies in eV, forces in eV/A, thresholds as shares between 0 and 1."""
         return {

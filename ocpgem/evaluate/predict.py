@@ -1,0 +1,186 @@
+"""A potential over a whole data set: its metrics, its predictions, or both, on any number of ranks.
+
+Every record is computed exactly once. An unusable record or a prediction that is not finite ends all ranks
+with one and the same error, and no file is written.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ocpgem.data.dataset import Dataset
+from ocpgem.data.loader import EvalBatch, EvalLoader, Recipe, WorkerSettings
+from ocpgem.errors import DataError, OcpgemError
+from ocpgem.evaluate.metrics import S2EFMetrics, check_finite
+from ocpgem.evaluate.prediction_set import PredictionSet, check_target, join, write_predictions
+from ocpgem.evaluate.progress import Ticker, systems_progress
+from ocpgem.models.potential import Potential, Predictions
+from ocpgem.parallel import group
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from torch_geometric.data import Batch
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How a data set is worked through; nothing in it changes a result.
+
+    batch_size: systems per batch at most; max_edges: edges per batch at most; settings: worker processes;
+    progress: show a bar on rank 0, either an own one (True) or a line in a display that the caller runs.
+    """
+
+    batch_size: int = 32
+    max_edges: int | None = None
+    settings: WorkerSettings = field(default_factory=WorkerSettings)
+    progress: "bool | Progress" = True
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """What was written, and how good it is where the data have labels."""
+
+    path: Path
+    n_systems: int
+    metrics: dict[str, float] | None
+
+
+def evaluate(
+    potential: Potential, dataset: Dataset, effort: Effort | None = None, label: str = "evaluate"
+) -> dict[str, float]:
+    """The metrics of `potential` on a labelled data set, the same on every rank.
+
+    The potential is used where its parameters are and returns to training mode if it was in it. Raises
+    DataError naming the record that cannot be used, lacks its energy, or is predicted as NaN.
+    """
+    metrics = S2EFMetrics()
+    error: OcpgemError | None = None
+    try:
+        with closing(_outputs(potential, dataset, effort or Effort(), label)) as outputs:
+            for item, predictions in outputs:
+                metrics.update(predictions, item.batch)
+    except OcpgemError as caught:
+        error = caught
+    group.raise_together(error)
+    metrics.merge_across_ranks()
+    return metrics.result()
+
+
+def predict(
+    potential: Potential,
+    dataset: Dataset,
+    out_path: str | Path,
+    dialect: str = "ocp",
+    effort: Effort | None = None,
+    label: str = "predict",
+) -> PredictionReport:
+    """Predict every system of `dataset` and write one npz file in a dialect of `prediction_set`.
+
+    Labels play no part in the predictions; where all systems have them, the metrics are computed on the way.
+    Raises RequestError for a path or dialect that cannot be written, and DataError as `evaluate` does.
+    """
+    path = Path(out_path)
+    _on_main(lambda: check_target(path, dialect))
+    metrics = S2EFMetrics()
+    parts: list[tuple[Any, PredictionSet]] = []
+    error: OcpgemError | None = None
+    try:
+        with closing(_outputs(potential, dataset, effort or Effort(), label)) as outputs:
+            for item, predictions in outputs:
+                check_finite(predictions.energy, predictions.forces, item.batch, "predictions")
+                if item.batch.get("energy") is not None:
+                    metrics.update(predictions, item.batch)
+                parts.append((item.indices, _to_arrays(predictions, item.batch)))
+    except OcpgemError as caught:
+        error = caught
+    group.raise_together(error)
+    metrics.merge_across_ranks()
+    gathered = group.gather_objects(parts)
+    _on_main(lambda: write_predictions(_in_order(gathered, dataset), path, dialect))
+    result = metrics.result() if metrics.n_systems == len(dataset) else None
+    return PredictionReport(path, len(dataset), result)
+
+
+def _outputs(
+    potential: Potential, dataset: Dataset, effort: Effort, label: str
+) -> Generator[tuple[EvalBatch, Predictions], None, None]:
+    """The batches of this rank, on the potential's device, and what it predicts for them."""
+    loader = EvalLoader(
+        Recipe(dataset, potential.graph_spec, potential.config.n_elements),
+        effort.batch_size,
+        rank=group.rank(),
+        world_size=group.world_size(),
+        max_edges=effort.max_edges,
+        settings=effort.settings,
+    )
+    device = next(potential.parameters()).device
+    with _evaluating(potential), systems_progress(effort.progress, label, len(dataset)) as advance:
+        for item in loader:
+            yield _step(potential, item, device, advance)
+
+
+def _step(
+    potential: Potential, item: EvalBatch, device: torch.device, advance: Ticker
+) -> tuple[EvalBatch, Predictions]:
+    batch = item.batch.to(device, non_blocking=True)
+    topology = item.topology.to(device, non_blocking=True)
+    with torch.no_grad():  # gradient forces switch recording on inside forward
+        predictions: Predictions = potential(batch, topology)
+    advance(len(item.indices))
+    return EvalBatch(batch, topology, item.indices), predictions
+
+
+@contextmanager
+def _evaluating(potential: Potential) -> Iterator[None]:
+    was_training = potential.training
+    potential.eval()
+    try:
+        yield
+    finally:
+        potential.train(was_training)
+
+
+def _to_arrays(predictions: Predictions, batch: "Batch") -> PredictionSet:
+    def array(value: torch.Tensor | None) -> Any:
+        return None if value is None else value.detach().cpu().numpy()
+
+    return PredictionSet(
+        sid=array(batch.sid),
+        fid=array(batch.fid),
+        natoms=array(batch.natoms),
+        energy=array(predictions.energy),
+        fixed=array(batch.fixed),
+        atomic_numbers=array(batch.atomic_numbers).astype(np.uint8),
+        forces=array(predictions.forces),
+        energy_true=array(batch.get("energy")),
+        forces_true=array(batch.get("forces")),
+    )
+
+
+def _in_order(gathered: list[list[tuple[Any, PredictionSet]]] | None, dataset: Dataset) -> PredictionSet:
+    """Join what all ranks predicted, in the order of the data set."""
+    assert gathered is not None, "only rank 0 holds the predictions"
+    pairs = [pair for part in gathered for pair in part]
+    indices = np.concatenate([indices for indices, _ in pairs])
+    order = np.argsort(indices, kind="stable")
+    if not np.array_equal(indices[order], np.arange(len(dataset))):
+        raise DataError(
+            f"{dataset.path}: the {len(indices)} predictions do not match its {len(dataset)} records"
+        )
+    return join([part for _, part in pairs]).take(order)
+
+
+def _on_main(work: Callable[[], None]) -> None:
+    """Do something on rank 0 only; its error is everybody's error."""
+    error: OcpgemError | None = None
+    if group.is_main():
+        try:
+            work()
+        except OcpgemError as caught:
+            error = caught
+    group.raise_together(error)

@@ -1,0 +1,217 @@
+"""Predictions of a whole data set as arrays, and the files they are written to.
+
+Three dialects of one npz file:
+
+- `raw`: everything, uncast, all atoms, in the order of the data set. Keys: ids, sid, fid, natoms [n];
+  energy [n]; chunk_idx [n - 1]; forces [N, 3], fixed, atomic_numbers [N]; energy_true, forces_true where the
+  data have labels.
+- `ocp`: what the first host of the Open Catalyst leaderboard takes. Keys: ids ("sid_fid"), energy [n], forces
+  of the free atoms, chunk_idx; float16; sorted by id.
+- `hub`: what the present host documents. The same keys, all atoms, uncast, in the order of the data set; ids
+  are "sid", or "sid_fid" where one sid has several frames, since no id may occur twice.
+
+chunk_idx says where forces are cut into systems: `np.split(forces, chunk_idx)`. Energies alone (a model
+without forces) are identified by "sid", as in IS2RE.
+"""
+
+import dataclasses
+import logging
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from ocpgem.errors import DataError, OcpgemError, RequestError
+from ocpgem.evaluate.metrics import ENERGY_THRESHOLD
+
+Array = NDArray[Any]
+DialectName = Literal["raw", "ocp", "hub"]
+
+ATOM_KEYS = ("forces", "fixed", "atomic_numbers", "forces_true")
+_RAW_REQUIRED = ("sid", "fid", "natoms", "energy", "fixed", "atomic_numbers")
+_LOSS_SHARE = 0.1  # of the energy threshold that a cast may lose before it is worth a warning
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What a host expects of a prediction file."""
+
+    free_atoms_only: bool
+    dtype: DTypeLike | None  # None: as predicted
+    sorted_by_id: bool
+    frame_in_id: bool  # False: only where needed
+
+
+DIALECTS: dict[str, Dialect] = {
+    "raw": Dialect(free_atoms_only=False, dtype=None, sorted_by_id=False, frame_in_id=True),
+    "ocp": Dialect(free_atoms_only=True, dtype=np.float16, sorted_by_id=True, frame_in_id=True),
+    "hub": Dialect(free_atoms_only=False, dtype=None, sorted_by_id=False, frame_in_id=False),
+}
+
+
+@dataclass(frozen=True)
+class PredictionSet:
+    """Predictions of n systems with N atoms, and the labels where there are any.
+
+    sid, fid, natoms: [n]; energy, energy_true: [n] eV; forces, forces_true: [N, 3] eV/A, all atoms, system
+    after system; fixed, atomic_numbers: [N].
+    """
+
+    sid: Array
+    fid: Array
+    natoms: Array
+    energy: Array
+    fixed: Array
+    atomic_numbers: Array
+    forces: Array | None = None
+    energy_true: Array | None = None
+    forces_true: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.sid)
+
+    def columns(self) -> dict[str, Array]:
+        """The arrays that are there, by name."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def take(self, order: Array) -> "PredictionSet":
+        """The systems `order` [m], in that order."""
+        starts = np.cumsum(self.natoms) - self.natoms
+        counts = self.natoms[order]
+        shift = starts[order] - (np.cumsum(counts) - counts)
+        atoms = np.repeat(shift, counts) + np.arange(counts.sum())
+        chosen = {
+            name: value[atoms if name in ATOM_KEYS else order] for name, value in self.columns().items()
+        }
+        return PredictionSet(**chosen)
+
+    def ids(self, frame: bool = True) -> Array:
+        """The leaderboard's name of each system, "sid_fid" or "sid"."""
+        if not frame:
+            return self.sid.astype(str)
+        return np.char.add(np.char.add(self.sid.astype(str), "_"), self.fid.astype(str))
+
+
+def join(parts: Sequence[PredictionSet]) -> PredictionSet:
+    """One set after another; labels and forces are kept where every part has them."""
+    names = set.intersection(*(set(part.columns()) for part in parts))
+    return PredictionSet(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def check_target(path: Path, dialect: str) -> None:
+    """Raise RequestError unless a prediction file of this dialect can be written to `path`."""
+    if dialect not in DIALECTS:
+        raise RequestError(f"the dialect is {dialect!r}; it must be one of {', '.join(DIALECTS)}")
+    if path.suffix != ".npz":
+        raise RequestError(f"predictions are written to a file ending in .npz; {path} does not")
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder; name the file to write")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"the folder {path.parent} cannot be made: {error.strerror}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise RequestError(f"the folder {path.parent} is not writable")
+
+
+def write_predictions(predictions: PredictionSet, path: Path, dialect: str) -> None:
+    """Write a prediction file; it is complete or absent. Raises DataError where an id would occur twice."""
+    if dialect == "raw":
+        content = {
+            "ids": predictions.ids(),
+            "chunk_idx": _chunks(predictions.natoms),
+            **predictions.columns(),
+        }
+        compressed = False
+    else:
+        content = _leaderboard_columns(predictions, DIALECTS[dialect])
+        compressed = True
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            _save(file, content, compressed)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OcpgemError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_raw(path: Path) -> PredictionSet:
+    """The content of a `raw` prediction file; raises DataError for any other or a damaged one."""
+    names = [field.name for field in dataclasses.fields(PredictionSet)]
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [name for name in _RAW_REQUIRED if name not in file]
+            if missing:
+                raise DataError(
+                    f"{path} has no {', '.join(missing)}, so it is not a prediction file of the raw dialect"
+                )
+            columns = {name: file[name] for name in names if name in file}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as a prediction file: {error}") from error
+    n_systems, n_atoms = len(columns["sid"]), int(columns["natoms"].sum())
+    for name, value in columns.items():
+        expected = n_atoms if name in ATOM_KEYS else n_systems
+        if len(value) != expected:
+            raise DataError(f"{path}: {name} has {len(value)} rows where {expected} are expected")
+    return PredictionSet(**columns)
+
+
+def _leaderboard_columns(predictions: PredictionSet, dialect: Dialect) -> dict[str, Array]:
+    has_forces = predictions.forces is not None
+    several_frames = len(np.unique(predictions.sid)) < len(predictions)
+    ids = predictions.ids(frame=has_forces and (dialect.frame_in_id or several_frames))
+    values, counts = np.unique(ids, return_counts=True)
+    if counts.max() > 1:
+        raise DataError(
+            f"the id {values[counts.argmax()]} occurs {counts.max()} times in the data; "
+            "a leaderboard file needs every id exactly once"
+        )
+    if dialect.sorted_by_id:
+        order = np.argsort(ids)
+        predictions, ids = predictions.take(order), ids[order]
+    content = {"ids": ids, "energy": _cast(predictions.energy, dialect.dtype, "energy")}
+    if predictions.forces is not None:
+        keep = ~predictions.fixed if dialect.free_atoms_only else np.ones_like(predictions.fixed)
+        system = np.repeat(np.arange(len(ids)), predictions.natoms)
+        content["forces"] = _cast(predictions.forces[keep], dialect.dtype, "forces")
+        content["chunk_idx"] = _chunks(np.bincount(system[keep], minlength=len(ids)))
+    return content
+
+
+def _cast(values: Array, dtype: DTypeLike | None, what: str) -> Array:
+    if dtype is None:
+        return values
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype)
+    if not np.isfinite(cast).all():
+        raise DataError(
+            f"the largest {what} is {np.abs(values).max():.6g}, beyond the range of {np.dtype(dtype)}"
+        )
+    if what == "energy":
+        lost = np.abs(cast.astype(np.float64) - values) > _LOSS_SHARE * ENERGY_THRESHOLD
+        if lost.any():
+            _log.warning(
+                "%s loses more than a tenth of the %g eV energy threshold on %d of %d energies",
+                np.dtype(dtype), ENERGY_THRESHOLD, lost.sum(), len(values),
+            )  # fmt: skip
+    return cast
+
+
+def _chunks(counts: Array) -> Array:
+    return np.cumsum(counts)[:-1]
+
+
+def _save(file: IO[bytes], content: dict[str, Array], compressed: bool) -> None:
+    save: Any = np.savez_compressed if compressed else np.savez
+    save(file, allow_pickle=False, **content)
