@@ -1,0 +1,119 @@
+import itertools
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from ocpgem.data.dataset import InMemoryDataset
+from ocpgem.data.lmdb_store import LmdbDataset, write_dataset
+from ocpgem.data.loader import EvalLoader, Recipe, TrainLoader, WorkerSettings
+from ocpgem.errors import DataError, RequestError
+from ocpgem.graph.topology import GraphSpec
+
+GRAPH = GraphSpec(cutoff=4.0, max_neighbors=20)
+
+
+@pytest.fixture
+def recipe(tmp_path, make_system):
+    write_dataset(
+        tmp_path / "train", [make_system(4 + seed % 6, seed) for seed in range(21)], systems_per_shard=8
+    )
+    return Recipe(LmdbDataset(tmp_path / "train"), GRAPH)
+
+
+def sids(step):
+    return [batch.sid.tolist() for batch, _ in step.micro_batches]
+
+
+def take(loader, count, start=0):
+    return list(itertools.islice(loader.steps(start), count))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(recipe, workers):
+    alone = TrainLoader(recipe, 6, seed=1)
+    helped = TrainLoader(recipe, 6, seed=1, settings=WorkerSettings(workers=workers))
+    for left, right in zip(take(alone, 9), take(helped, 9), strict=True):
+        assert (left.step, left.epoch, sids(left)) == (right.step, right.epoch, sids(right))
+        (batch, topology), (other, other_topology) = left.micro_batches[0], right.micro_batches[0]
+        assert torch.equal(batch.forces, other.forces)
+        assert torch.equal(batch.to_data_list()[1].pos, other.to_data_list()[1].pos)
+        assert torch.equal(topology.main.edge_index, other_topology.main.edge_index)
+        assert topology.main.max_degree == other_topology.main.max_degree
+
+
+@pytest.mark.parametrize("start", [1, 4, 11])
+def test_a_run_resumes_at_any_step(recipe, start):
+    loader = TrainLoader(recipe, 6, seed=1, max_edges=2000)
+    whole, rest = take(loader, 14), take(loader, 14 - start, start)
+    assert [(s.step, sids(s)) for s in whole[start:]] == [(s.step, sids(s)) for s in rest]
+
+
+def test_processes_share_a_step(recipe):
+    whole = take(TrainLoader(recipe, 6, seed=1), 5)
+    shares = [take(TrainLoader(recipe, 6, seed=1, rank=rank, world_size=2), 5) for rank in range(2)]
+    for step, (one, two) in zip(whole, zip(*shares, strict=True), strict=True):
+        assert sorted(sids(one)[0] + sids(two)[0]) == sorted(sids(step)[0])
+        assert one.n_free_atoms_global == int((~step.micro_batches[0][0].fixed).sum())
+
+
+def test_evaluation_says_which_records_a_batch_has(recipe):
+    seen = []
+    for item in EvalLoader(recipe, 4, settings=WorkerSettings(workers=2)):
+        assert item.batch.sid.tolist() == recipe.dataset.sids[item.indices].tolist()
+        assert item.topology.n_systems == len(item.indices)
+        seen += item.indices.tolist()
+    assert sorted(seen) == list(range(21))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_record_is_named_in_one_sentence(make_system, workers):
+    lonely = make_system(1, sid=5, fid=2, cell=np.eye(3, dtype="f4") * 30, source="x.lmdb, record 3")
+    recipe = Recipe(InMemoryDataset([lonely]), GRAPH)
+    with pytest.raises(DataError, match=r"^sid 5, frame 2 \(x.lmdb, record 3\): no two of .*") as caught:
+        take(TrainLoader(recipe, 1, seed=0, settings=WorkerSettings(workers=workers)), 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_element_beyond_the_models_table_is_named(recipe):
+    strict = Recipe(recipe.dataset, GRAPH, max_atomic_number=2)
+    with pytest.raises(DataError, match=r"sid 10\d\d, frame \d .*outside 1 to 2"):
+        take(TrainLoader(strict, 4, seed=0), 1)
+
+
+def test_a_system_that_never_fits_is_named_before_training(recipe):
+    with pytest.raises(
+        RequestError, match=r"train, record \d+ \(sid \d+, frame \d\) has \d+ edges, more than"
+    ):
+        TrainLoader(recipe, 4, seed=0, max_edges=10)
+    with pytest.raises(RequestError, match="more than max_edges 10"):
+        EvalLoader(recipe, 4, max_edges=10)
+
+
+class DiesWhenRead(InMemoryDataset):
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_reported(make_system):
+    recipe = Recipe(DiesWhenRead([make_system()]), GRAPH)
+    with pytest.raises(DataError, match="a data worker was killed"):
+        take(TrainLoader(recipe, 1, seed=0, settings=WorkerSettings(workers=1)), 1)
+
+
+def test_loading_draws_nothing_from_the_global_random_state(recipe):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    take(TrainLoader(recipe, 4, seed=0, settings=WorkerSettings(workers=1)), 2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_tensors_a_worker_sends_do_not_overlap(recipe):
+    (step,) = take(TrainLoader(recipe, 6, seed=0, settings=WorkerSettings(workers=1)), 1)
+    batch, topology = step.micro_batches[0]
+    forces = batch.forces.clone()
+    batch.pos.zero_()
+    topology.main.edge_index.zero_()
+    assert torch.equal(batch.forces, forces)
