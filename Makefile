@@ -1,0 +1,39 @@
+# Every target prepares .venv where that is needed; a second run reuses it.
+PYTHON_IN_VENV := .venv/bin/python
+TEST_WORKERS ?= auto
+PYTEST := $(PYTHON_IN_VENV) -m pytest -n $(TEST_WORKERS) --maxprocesses 4 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-full demo test quick lint format clean
+
+help: ## list what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv from requirements.lock (needs no compiler; 1 to 3 minutes)
+	@sh tools/setup.sh
+
+setup-full: ## the same and torch-scatter, compiled once per machine (3 to 8 minutes)
+	@sh tools/setup.sh --full
+
+demo: setup ## build a small data set, train a GemNet on it, evaluate it and draw the result
+	@$(PYTHON_IN_VENV) tools/demo.py
+
+test: setup-full lint ## everything that CI runs: lint, types, import order and all tests
+	@$(PYTEST)
+
+quick: setup ## the tests that take seconds
+	@$(PYTEST) -m "not slow"
+
+lint: setup ## ruff, mypy and the import contract
+	@$(PYTHON_IN_VENV) -m ruff check .
+	@$(PYTHON_IN_VENV) -m ruff format --check .
+	@$(PYTHON_IN_VENV) -m mypy
+	@.venv/bin/lint-imports
+
+format: setup ## let ruff rewrite what it can
+	@$(PYTHON_IN_VENV) -m ruff check --fix .
+	@$(PYTHON_IN_VENV) -m ruff format .
+
+clean: ## remove .venv and caches (kept: torch-scatter wheels, data, runs)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,34 @@
+"""What all tests share: their order, one thread a worker, and the GPU marker."""
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: the workers share the cores
+    for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[_variable] = "1"
+
+from pathlib import Path
+
+import pytest
+
+ORDER = ("unit", "property", "parity", "cli", "distributed", "slurm")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Run the fast folders first and everything marked slow last."""
+    root = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> tuple[bool, int]:
+        folder = item.path.relative_to(root).parts[0] if item.path.is_relative_to(root) else ""
+        place = ORDER.index(folder) if folder in ORDER else len(ORDER)
+        return item.get_closest_marker("slow") is not None, place
+
+    items.sort(key=rank)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked gpu where there is none."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a GPU")
