@@ -247,8 +247,11 @@ def _checked_positions(pos: ArrayLike) -> Floats:
 
 
 def _checked_pbc(pbc: ArrayLike) -> tuple[bool, bool, bool]:
-    flags = np.broadcast_to(np.asarray(pbc, dtype=bool), 3).tolist()
-    return flags[0], flags[1], flags[2]
+    flags = np.asarray(pbc, dtype=bool)
+    if flags.shape not in ((), (3,)):
+        raise DataError(f"pbc has shape {flags.shape}; it must be one flag or [3]")
+    a, b, c = flags.tolist() if flags.shape else [bool(flags)] * 3
+    return a, b, c
 
 
 def _completed(vectors: Floats, periodic: tuple[bool, bool, bool]) -> Floats:

@@ -171,6 +171,10 @@ def build_topology(
     counts = n_atoms.tolist()
     if sum(counts) != len(pos):
         raise DataError(f"n_atoms adds up to {sum(counts)}, but the batch has {len(pos)} positions")
+    if not len(counts) == len(cell) == len(pbc):
+        raise DataError(
+            f"the batch has {len(counts)} systems by n_atoms, {len(cell)} cells and {len(pbc)} rows of pbc"
+        )
     positions, cells, flags = (tensor.detach().cpu().numpy() for tensor in (pos, cell, pbc))
     systems = []
     first = 0
