@@ -149,7 +149,7 @@ def finish_dataset(folder: Path, paths: list[Path], provenance: dict[str, Any] |
     if not paths:
         raise RequestError(f"{folder}: there are no systems to write")
     shards = [_open_shard(path) for path in paths]
-    _write_atomically(folder / SIZES_FILE, np.concatenate([shard.sizes() for shard in shards]))
+    write_atomically(folder / SIZES_FILE, np.concatenate([shard.sizes() for shard in shards]))
     metadata = {
         "format": DATASET_FORMAT,
         "version": VERSION,
@@ -161,7 +161,7 @@ def finish_dataset(folder: Path, paths: list[Path], provenance: dict[str, Any] |
         ],
         "provenance": provenance or {},
     }
-    _write_atomically(folder / METADATA_FILE, metadata)
+    write_atomically(folder / METADATA_FILE, metadata)
 
 
 class LmdbDataset(Dataset):
@@ -353,7 +353,8 @@ def _check_size(file: Path, expected: int) -> None:
         raise DataError(f"{file} has {size} bytes where {expected} were written; copy or make it anew")
 
 
-def _write_atomically(path: Path, content: Any) -> None:
+def write_atomically(path: Path, content: Any) -> None:
+    """Write an array as .npy, anything else as JSON, under a temporary name that is then replaced."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         if isinstance(content, np.ndarray):
