@@ -20,9 +20,8 @@ FARTHEST_ATOM = 1e6  # A from the origin; beyond it float64 no longer resolves d
 FLATTEST_CELL = 1e-6  # volume over the product of the edge lengths
 MOST_CANDIDATES = 2_000_000  # (atom, offset) pairs looked at before the lattice is reduced first
 MOST_CANDIDATES_REDUCED = 100_000_000
-BLOCK = (
-    250_000  # multiply-adds of one matrix product: stays in cache, and below where OpenBLAS starts threads
-)
+BLOCK = 250_000  # multiply-adds of one product: stays in cache, and below where OpenBLAS starts threads
+EPS = float(np.finfo(np.float64).eps)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -67,7 +66,8 @@ def _search(pos: Floats, lattice: "_Lattice", cutoff: float) -> NeighborList:
     wrapped = bool(wrap.any())
     if wrapped:
         frac -= wrap
-    axes = lattice.offsets_in_reach(frac, cutoff)
+    low, high = frac.min(axis=0).tolist(), frac.max(axis=0).tolist()
+    axes = lattice.offsets_in_reach(low, high, cutoff)
     n_candidates = len(pos) * math.prod(len(numbers) for numbers in axes)
     if n_candidates > MOST_CANDIDATES:
         if not lattice.is_reduced:
@@ -77,7 +77,7 @@ def _search(pos: Floats, lattice: "_Lattice", cutoff: float) -> NeighborList:
                 f"a cutoff of {cutoff} A reaches {n_candidates} atom images in a cell of "
                 f"{lattice.volume:.3g} A^3; check the cell and its unit"
             )
-    image_source, image_offset = lattice.images(frac, axes, cutoff)
+    image_source, image_offset = lattice.images(frac, axes, low, high, cutoff)
     home = pos - wrap @ lattice.vectors if wrapped else pos
     images = home.take(image_source, axis=0)
     images += image_offset @ lattice.vectors
@@ -128,18 +128,19 @@ class _Lattice:
         reach = tuple(math.hypot(*row) / abs(volume) for row in cross)
         return cls(vectors, inverse, periodic, reach, abs(volume), is_reduced)
 
-    def offsets_in_reach(self, frac: Floats, cutoff: float) -> list[Floats]:
+    def offsets_in_reach(self, low: list[float], high: list[float], cutoff: float) -> list[Floats]:
         """Per axis, the offsets that may bring an atom within the cutoff of another."""
-        spans = np.ptp(frac, axis=0).tolist()
         axes = []
-        for periodic, span, reach in zip(self.periodic, spans, self.reach, strict=True):
-            most = math.floor(_widened(cutoff * reach) + span) if periodic else 0
+        for axis, periodic in enumerate(self.periodic):
+            span = high[axis] - low[axis]
+            most = math.floor(_widened(cutoff * self.reach[axis]) + span) if periodic else 0
             axes.append(np.arange(-most, most + 1, dtype=np.float64))
         return axes
 
-    def images(self, frac: Floats, axes: list[Floats], cutoff: float) -> tuple[Ints, Floats]:
+    def images(
+        self, frac: Floats, axes: list[Floats], low: list[float], high: list[float], cutoff: float
+    ) -> tuple[Ints, Floats]:
         """Atoms [M] and offsets [M, 3] of the images in the box around all atoms widened by the cutoff."""
-        low, high = frac.min(axis=0).tolist(), frac.max(axis=0).tolist()
         inside = []
         for axis, numbers in enumerate(axes):
             margin = _widened(cutoff * self.reach[axis])
@@ -190,11 +191,10 @@ def _decided(
 ) -> NeighborList:
     """Turn squared distances into distances; settle the pairs near a limit, a pair as its reverse."""
     squared = found.distance
-    near = np.abs(squared - cutoff**2) <= 2 * tolerance
-    near |= squared <= MIN_DISTANCE**2 + 2 * tolerance
-    if not near.any():
+    longest, shortest = cutoff**2 - 2 * tolerance, MIN_DISTANCE**2 + 2 * tolerance
+    if len(squared) == 0 or (squared.max() < longest and squared.min() > shortest):
         return NeighborList(found.source, found.target, found.offset, np.sqrt(squared, out=squared))
-    doubtful = np.flatnonzero(near)
+    doubtful = np.flatnonzero((squared >= longest) | (squared <= shortest))
     n = found.offset[doubtful].astype(np.float64)
     # Elementwise, so that negating an edge negates every intermediate exactly.
     shift = n[:, :1] * vectors[0] + n[:, 1:2] * vectors[1] + n[:, 2:] * vectors[2]
@@ -219,8 +219,8 @@ def _search_reduced(pos: Floats, lattice: _Lattice, cutoff: float) -> NeighborLi
 
 def _rounding(pos: Floats, images: Floats) -> float:
     """Bound in A^2 on the rounding error of a squared distance taken from the matrix product."""
-    largest = max(float(np.abs(images).max()), float(np.abs(pos).max()))
-    return 256 * float(np.finfo(np.float64).eps) * largest**2
+    largest = max(images.max(), -images.min(), pos.max(), -pos.min())
+    return 256 * EPS * float(largest) ** 2
 
 
 def _widened(extent: float) -> float:
