@@ -65,8 +65,8 @@ class Summary:
         kept = f" ({self.n_reused_shards} kept from before)" if self.n_reused_shards else ""
         atoms, edges = self.n_atoms / self.n_frames, self.n_edges / self.n_frames
         return (
-            f"{self.out}: {self.n_frames} frames of {self.n_systems} systems in {self.n_shards} shards{kept}; "
-            f"{atoms:.1f} atoms and {edges:.0f} edges a frame, {self.seconds:.1f} s"
+            f"{self.out}: {self.n_frames} frames of {self.n_systems} systems in {self.n_shards} shards{kept}"
+            f"; {atoms:.1f} atoms and {edges:.0f} edges a frame, {self.seconds:.1f} s"
         )
 
 
