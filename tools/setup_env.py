@@ -121,9 +121,7 @@ def _install_scatter(full: bool, first_time: bool) -> bool:
     wheel = _kept_wheel(place)
     if wheel is None and not full:
         if first_time:
-            _say(
-                "  torch-scatter is not at hand; torch's own segment sums are used (make setup-full compiles it)"
-            )
+            _say("  no torch-scatter at hand: torch sums segments (make setup-full compiles torch-scatter)")
         return False
     if wheel is not None:
         _pip("installing the torch-scatter wheel kept on this machine", _only(wheel))

@@ -58,8 +58,8 @@ def refuse_booleans_for_numbers(tree: Tree, schema: type[BaseModel]) -> list[str
             part for field in fields for part in _union_parts(field.annotation) if part is not type(None)
         ]
         if parts and all(part in (int, float) for part in parts):
-            allowed = " or ".join(dict.fromkeys(_describe_field(field) for field in fields))
-            lines.append(f"{_dotted(path)} is {_shown(value.content)}; it must be {allowed} ({value.origin})")
+            shown = f"{_dotted(path)} is {_shown(value.content)}"
+            lines.append(f"{shown}; it must be {_allowed(fields)} ({value.origin})")
     return lines
 
 
@@ -93,11 +93,13 @@ def _sentence(detail: ErrorDetails, path: Path, tree: Tree, schema: type[BaseMod
     value = tree.at(path)
     source = f" ({value.origin})"
     fields = list(_fields_at(schema, path, tree))
-    allowed = " or ".join(dict.fromkeys(_describe_field(field) for field in fields))
+    allowed = _allowed(fields)
+    if detail["loc"] and detail["loc"][-1] == "[key]":
+        return f"{name} is not possible as a key: {detail['msg'][:1].lower()}{detail['msg'][1:]}{source}"
     if kind == "extra_forbidden":
         return f"{name} is not a known key{_suggestion(path, tree, schema)}{source}"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        allowed = "one of " + detail["ctx"].get("expected_tags", allowed.removeprefix("one of "))
+    if kind == "union_tag_invalid":
+        allowed = f"one of {detail['ctx']['expected_tags']}"
     if kind in ("missing", "union_tag_not_found"):
         return f"{name} is missing; it must be {allowed or 'given'}{source}"
     if kind in ("value_error", "assertion_error"):
@@ -203,7 +205,7 @@ def _models_at(schema: type[BaseModel], path: Path, tree: Tree) -> Iterator[type
 
 
 def _fitting_models(field: FieldInfo, tree: Tree | None) -> list[type[BaseModel]]:
-    """Return the sections a field can hold; where there are several, those whose tags agree with the values."""
+    """Return the sections a field can hold; of several, those whose tags agree with the values."""
     models = [part for part in _union_parts(field.annotation) if _is_model(part)]
     return [model for model in models if _tags_fit(model, tree)] or models
 
@@ -218,8 +220,13 @@ def _tags_fit(model: type[BaseModel], tree: Tree | None) -> bool:
     return True
 
 
-def _describe_field(field: FieldInfo) -> str:
-    return _describe(field.annotation, field.metadata)
+def _allowed(fields: Sequence[FieldInfo]) -> str:
+    """Say what values a path takes; `fields` are the alternatives that the branches of a union offer."""
+    if fields and all(get_origin(field.annotation) is Literal for field in fields):
+        return _choices(
+            list(dict.fromkeys(value for field in fields for value in get_args(field.annotation)))
+        )
+    return " or ".join(dict.fromkeys(_describe(field.annotation, field.metadata) for field in fields))
 
 
 def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
