@@ -24,10 +24,13 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import DTypeLike, NDArray
+from torch_geometric.data import Data
 
 from ocpgem.errors import DataError, OcpgemError, RequestError
-from ocpgem.evaluate.metrics import ENERGY_THRESHOLD
+from ocpgem.evaluate.metrics import ENERGY_THRESHOLD, S2EFMetrics
+from ocpgem.models.potential import Predictions
 
 Array = NDArray[Any]
 DialectName = Literal["raw", "ocp", "hub"]
@@ -99,6 +102,23 @@ class PredictionSet:
         return np.char.add(np.char.add(self.sid.astype(str), "_"), self.fid.astype(str))
 
 
+class OtherDialectError(DataError):
+    """A sound prediction file, but not of the raw dialect."""
+
+
+def score(predictions: PredictionSet) -> dict[str, float]:
+    """The metrics of predictions with labels."""
+    columns = {name: torch.from_numpy(value) for name, value in predictions.columns().items()}
+    system = torch.arange(len(predictions)).repeat_interleave(columns["natoms"])
+    labels = {"energy": columns.get("energy_true"), "forces": columns.get("forces_true")}
+    batch = Data(
+        batch=system, **{name: columns[name] for name in ("sid", "fid", "natoms", "fixed")}, **labels
+    )
+    metrics = S2EFMetrics()
+    metrics.update(Predictions(columns["energy"], columns.get("forces")), batch)
+    return metrics.result()
+
+
 def join(parts: Sequence[PredictionSet]) -> PredictionSet:
     """One set after another; labels and forces are kept where every part has them."""
     names = set.intersection(*(set(part.columns()) for part in parts))
@@ -153,7 +173,7 @@ def read_raw(path: Path) -> PredictionSet:
         with np.load(path, allow_pickle=False) as file:
             missing = [name for name in _RAW_REQUIRED if name not in file]
             if missing:
-                raise DataError(
+                raise OtherDialectError(
                     f"{path} has no {', '.join(missing)}, so it is not a prediction file of the raw dialect"
                 )
             columns = {name: file[name] for name in names if name in file}
