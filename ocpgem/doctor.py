@@ -150,7 +150,7 @@ def _segment_sums() -> Iterator[Check]:
 
     hint = f"wheels for GPUs: {WHEEL_INDEX}/torch-{torch.__version__}.html"
     if segment.BACKEND == "torch":
-        text = f"torch's own ({segment.REASON}), with the same results; make setup-full adds torch-scatter; {hint}"
+        text = f"torch's own ({segment.REASON}), same results; make setup-full adds torch-scatter; {hint}"
         yield Check("segment sums", "note", text)
     elif torch.cuda.is_available() and not segment.scatter_has_cuda():
         text = f"torch-scatter was built without CUDA: on a GPU torch sums by itself; {hint}"
