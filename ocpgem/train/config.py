@@ -24,6 +24,7 @@ class ScaleFactorSection(Section):
     """How the scale factors of the activations are fitted before the first step."""
 
     batches: int = Field(4, ge=1, le=1000, description="batches each factor is fitted on")
+    file: str | None = Field(None, description="factors written by fit-scales, instead of fitting")
 
 
 class LossSection(Section):
@@ -89,6 +90,9 @@ class TrainConfig(Section):
 
     seed: int = Field(0, ge=0, lt=2**31)
     steps: int = Field(ge=1, description="optimiser steps of the whole run")
+    precision: Literal["highest", "bf16"] = Field(
+        "highest", description="bf16: dense layers in bfloat16; geometry, bases, sums and output layers stay in float32"
+    )
     log_every_steps: int = Field(10, ge=1)
     data: DataSection
     model: GemNetConfig

@@ -63,7 +63,7 @@ class EdgesToAtoms(nn.Module):
     def forward(self, m: Tensor, radial: Tensor, edges: EdgeSet) -> Tensor:
         """m [n_edges, edge_dim], radial [n_edges, radial_dim] -> [n_atoms, atom_dim]."""
         weighted = m * (radial @ self.scale_sum(self.radial.weight).t())
-        summed = self.scale_sum.observe(sum_to_target(weighted, edges), m)
+        summed = self.scale_sum.observe(sum_to_target(weighted.to(radial.dtype), edges), m)
         return self.layers(summed)
 
 

@@ -6,7 +6,7 @@ from ocpgem.graph.topology import EdgeSet
 from ocpgem.models.gemnet.blocks import EdgesToAtoms
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.geometry import EdgeBasis
-from ocpgem.models.gemnet.layers import Dense, ScaleFactor, widening_stack
+from ocpgem.models.gemnet.layers import Dense, ScaleFactor, float32_region, widening_stack
 
 
 def _output_layer(config: GemNetConfig, dim: int) -> Dense:
@@ -25,7 +25,9 @@ class EnergyHead(nn.Module):
         self.out = _output_layer(config, config.atom_dim)
 
     def forward(self, m: Tensor, basis: EdgeBasis, edges: EdgeSet) -> Tensor:
-        return self.out(self.to_atoms(m, basis.radial_output, edges))
+        x = self.to_atoms(m, basis.radial_output, edges)
+        with float32_region(x):
+            return self.out(x.to(self.out.weight.dtype))
 
 
 class DirectForceHead(nn.Module):
@@ -41,4 +43,6 @@ class DirectForceHead(nn.Module):
     def forward(self, m: Tensor, basis: EdgeBasis) -> Tensor:
         x = self.layers(m)
         weighted = x * (basis.radial_output @ self.scale_radial(self.radial.weight).t())
-        return self.out(self.scale_radial.observe(weighted, x))
+        weighted = self.scale_radial.observe(weighted, x)
+        with float32_region(weighted):
+            return self.out(weighted.to(self.out.weight.dtype))

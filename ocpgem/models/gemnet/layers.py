@@ -13,6 +13,11 @@ SILU_SCALE = 1 / 0.6
 Observer = Callable[["ScaleFactor", Tensor, Tensor | None], None]
 
 
+def float32_region(like: Tensor) -> torch.autocast:
+    """A context in which autocast is off: geometry, bases, sums and output layers stay in the precision of the weights."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def scaled_silu(x: Tensor) -> Tensor:
     """SiLU(x) / 0.6, any shape."""
     return F.silu(x).mul_(SILU_SCALE)

@@ -13,7 +13,7 @@ from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.edge_ops import pad, sum_to_target
 from ocpgem.models.gemnet.geometry import EdgeBasis, EdgeGeometry, edge_geometry
 from ocpgem.models.gemnet.heads import DirectForceHead, EnergyHead
-from ocpgem.models.gemnet.layers import Dense, he_orthogonal_
+from ocpgem.models.gemnet.layers import Dense, float32_region, he_orthogonal_
 
 
 @dataclass
@@ -90,12 +90,13 @@ class GemNet(nn.Module):
 
     def _energy_and_direct_forces(self, structures: Structures, topology: Topology) -> tuple[Tensor, Tensor | None]:
         edges = topology.main
-        geometry = edge_geometry(structures.pos, structures.cell, topology.batch, edges)
-        radial = self.radial_basis(geometry.distance)
-        radial_of_circular = radial
-        if self.circular_radial_basis is not None:
-            radial_of_circular = self.circular_radial_basis(geometry.distance)
-        basis = self.basis_projection(radial, radial_of_circular, geometry, edges)
+        with float32_region(structures.pos):
+            geometry = edge_geometry(structures.pos, structures.cell, topology.batch, edges)
+            radial = self.radial_basis(geometry.distance)
+            radial_of_circular = radial
+            if self.circular_radial_basis is not None:
+                radial_of_circular = self.circular_radial_basis(geometry.distance)
+            basis = self.basis_projection(radial, radial_of_circular, geometry, edges)
         h = self.atom_embedding(structures.atomic_numbers)
         m = self.edge_embedding(h, radial, edges)
         atom_energy = self.energy_heads[0](m, basis, edges)

@@ -8,7 +8,7 @@ from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.edge_ops import pad, reverse, unpad
 from ocpgem.models.gemnet.geometry import EdgeBasis
-from ocpgem.models.gemnet.layers import Dense, ScaleFactor, he_orthogonal_, skip
+from ocpgem.models.gemnet.layers import Dense, ScaleFactor, float32_region, he_orthogonal_, skip
 
 
 def angular_sum(x: Tensor, harmonics: Tensor, n_spherical: int) -> Tensor:
@@ -57,7 +57,8 @@ class TripletInteraction(nn.Module):
         return skip(self.up(y), self.up_reverse(reverse(y, edges)))
 
     def _sum_triplets(self, x: Tensor, basis: EdgeBasis, edges: EdgeSet) -> Tensor:
-        summed = angular_sum(pad(x, edges), basis.harmonics, self.n_spherical)
+        with float32_region(x):
+            summed = angular_sum(pad(x.to(basis.harmonics.dtype), edges), basis.harmonics, self.n_spherical)
         summed = unpad(summed, edges)  # [n_edges, n_spherical, in_dim]
         combined = (basis.circular @ summed).flatten(1)  # [n_edges, circular_dim * in_dim]
         weight = self.scale_sum(self.bilinear).transpose(0, 1).flatten(0, 1)  # [circular_dim * in_dim, out_dim]

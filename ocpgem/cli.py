@@ -1,0 +1,350 @@
+"""The command line. Each command imports what it needs when it runs, so that `--help` is immediate."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ocpgem import __version__
+from ocpgem.errors import OcpgemError, RequestError
+
+if TYPE_CHECKING:
+    from ocpgem.data.dataset import Dataset
+    from ocpgem.evaluate.predict import Effort
+    from ocpgem.models.potential import Potential
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 the work failed, 2 the request was wrong."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(arguments)
+    try:
+        nproc = getattr(args, "nproc", 1)
+        if nproc != 1 and "RANK" not in os.environ:
+            from ocpgem.launch.local import run_local
+
+            return run_local(_without_nproc(arguments), nproc)
+        command: Command = args.command
+        return command(args)
+    except OcpgemError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; keep Python from complaining again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="main.py", description="Train, evaluate and use GemNet potentials at Open Catalyst scale."
+    )
+    parser.add_argument("--version", action="version", version=f"ocpgem {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_training(commands)
+    _add_evaluation(commands)
+    _add_data(commands)
+    _add_information(commands)
+    return parser
+
+
+def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    train = commands.add_parser("train", help="train a model; goes on by itself where the run directory has a checkpoint")
+    _config_arguments(train)
+    train.add_argument("--run-dir", type=Path, help="where everything of the run goes (default: runs/<name of CONFIG>)")
+    _nproc_argument(train)
+    train.set_defaults(command=_train)
+
+    fit = commands.add_parser("fit-scales", help="fit the scale factors of a configuration's model")
+    _config_arguments(fit)
+    fit.add_argument("--out", type=Path, required=True, help="JSON file to write, for scale_factors.file")
+    fit.set_defaults(command=_fit_scales)
+
+
+def _add_evaluation(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    evaluate = commands.add_parser("evaluate", help="score a model on labelled data")
+    _checkpoint_argument(evaluate)
+    evaluate.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="data set; may be repeated (default: the validation sets of the run)",
+    )
+    evaluate.add_argument("--json", type=Path, help="also write the metrics to this file")
+    _inference_arguments(evaluate)
+    evaluate.set_defaults(command=_evaluate)
+
+    predict = commands.add_parser("predict", help="write the energies and forces of a data set")
+    _checkpoint_argument(predict)
+    predict.add_argument("--data", type=Path, required=True, help="data set")
+    predict.add_argument("--out", type=Path, required=True, help="npz file to write")
+    predict.add_argument(
+        "--dialect",
+        choices=["ocp", "hub", "raw"],
+        default="ocp",
+        help="ocp: free atoms in float16, as the first leaderboard host; hub: all atoms, as the present host; "
+        "raw: all atoms, nothing cast, with the labels (default: ocp)",
+    )
+    _inference_arguments(predict)
+    predict.set_defaults(command=_predict)
+
+    report = commands.add_parser("report", help="write the report of a run: curves, parity plots, one HTML file")
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report.set_defaults(command=_report)
+
+
+def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    data = commands.add_parser("data", help="convert and inspect data sets").add_subparsers(required=True, metavar="ACTION")
+    convert = data.add_parser("convert", help="raw OC20 archives (N.extxyz.xz with N.txt.xz) to a data set")
+    convert.add_argument("source", type=Path, metavar="FOLDER")
+    convert.add_argument("--out", type=Path, required=True, help="folder of the new data set")
+    convert.add_argument("--chunks", help="only these archives, as 0-3,7 (default: all)")
+    convert.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    convert.set_defaults(command=_convert)
+
+    inspect = data.add_parser("inspect", help="what a data set holds")
+    inspect.add_argument("path", type=Path, metavar="PATH")
+    inspect.set_defaults(command=_inspect)
+
+
+def _add_information(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    config = commands.add_parser("config", help="look at a configuration").add_subparsers(required=True, metavar="ACTION")
+    for action, text in (("show", "print it with includes and defaults filled in"), ("check", "say what is wrong with it")):
+        sub = config.add_parser(action, help=text)
+        _config_arguments(sub)
+        sub.set_defaults(command=_show_config if action == "show" else _check_config)
+    doctor = commands.add_parser("doctor", help="what is installed and what this machine can run")
+    doctor.set_defaults(command=_doctor)
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, as optim.lr=1e-4")
+
+
+def _checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run directory or a model file")
+
+
+def _nproc_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--nproc", type=int, default=1, help="ranks on this machine (default: 1)")
+
+
+def _inference_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=_positive, default=16, help="systems per batch and rank (default: 16)")
+    parser.add_argument("--max-edges", type=_positive, help="edges per batch and rank at most")
+    parser.add_argument("--workers", type=int, default=1, help="loader processes per rank (default: 1)")
+    _nproc_argument(parser)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _without_nproc(arguments: list[str]) -> list[str]:
+    kept = [argument for argument in arguments if not argument.startswith("--nproc=")]
+    if "--nproc" in kept:
+        place = kept.index("--nproc")
+        del kept[place : place + 2]
+    return kept
+
+
+def _train(args: argparse.Namespace) -> int:
+    from ocpgem.config import load_config
+    from ocpgem.train.config import TrainConfig
+
+    config = load_config(args.config, args.overrides, TrainConfig)
+    from ocpgem.train.run import run_path, train
+
+    path = args.run_dir or run_path(args.config)
+    summary = train(config, path)
+    from ocpgem.parallel import group
+
+    if group.is_main():
+        _print_metrics(summary.metrics, f"validation after step {summary.steps_done}")
+        state = "finished" if summary.finished else "stopped"
+        print(f"{state} after step {summary.steps_done} of {config.steps}; everything is in {path}")
+    group.shutdown()
+    return 0
+
+
+def _fit_scales(args: argparse.Namespace) -> int:
+    import json
+
+    from ocpgem.config import load_config
+    from ocpgem.train.config import TrainConfig
+
+    config = load_config(args.config, args.overrides, TrainConfig)
+    _require_parent(args.out)
+    from rich.console import Console
+    from rich.table import Table
+
+    from ocpgem.train.run import fit_scales_of
+
+    console = Console()
+    fitted = fit_scales_of(config, console)
+    table = Table(title="scale factors", title_justify="left")
+    for column in ("factor of", "value", "variance before", "variance of its reference"):
+        table.add_column(column, justify="left" if column == "factor of" else "right")
+    for scale in fitted:
+        table.add_row(
+            scale.name, f"{scale.factor:.4f}", f"{scale.variance_before:.4g}", f"{scale.variance_reference:.4g}"
+        )
+    console.print(table)
+    args.out.write_text(json.dumps({scale.name: scale.factor for scale in fitted}, indent=2) + "\n")
+    print(f"written to {args.out}; name it as scale_factors.file in a configuration")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from ocpgem.evaluate.predict import evaluate
+    from ocpgem.parallel import group
+
+    sets = _named_data(args)
+    if args.json is not None:
+        _require_parent(args.json)
+    potential = _load_for_inference(args)
+    results = {
+        name: evaluate(potential, dataset, _effort(args), label=f"evaluate {name}") for name, dataset in sets.items()
+    }
+    if group.is_main():
+        _print_metrics(results, f"{args.checkpoint}")
+        if args.json is not None:
+            from ocpgem.evaluate.tables import write_json
+
+            write_json(results, args.json)
+            print(f"metrics written to {args.json}")
+    group.shutdown()
+    return 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    from ocpgem.data.open import open_dataset
+    from ocpgem.evaluate.predict import predict
+    from ocpgem.parallel import group
+
+    dataset = open_dataset(args.data)
+    potential = _load_for_inference(args)
+    done = predict(potential, dataset, args.out, args.dialect, _effort(args))
+    if group.is_main():
+        if done.metrics is not None:
+            _print_metrics({args.data.name: done.metrics}, f"{args.checkpoint}")
+        print(f"{done.n_systems} systems written to {done.path}")
+    group.shutdown()
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from ocpgem.evaluate.report import write_report
+
+    print(f"report written to {write_report(args.run_dir)}")
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from ocpgem.data.raw_oc20 import convert_raw_oc20, parse_chunks
+
+    chunks = None if args.chunks is None else parse_chunks(args.chunks)
+    print(convert_raw_oc20(args.source, args.out, args.workers, chunks))
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from ocpgem.data.inspect import describe
+
+    describe(args.path)
+    return 0
+
+
+def _show_config(args: argparse.Namespace) -> int:
+    from ocpgem.config import dump_config, load_config
+    from ocpgem.train.config import TrainConfig
+
+    print(dump_config(load_config(args.config, args.overrides, TrainConfig)), end="")
+    return 0
+
+
+def _check_config(args: argparse.Namespace) -> int:
+    from ocpgem.config import load_config
+    from ocpgem.train.config import TrainConfig
+
+    config = load_config(args.config, args.overrides, TrainConfig)
+    missing = [path for path in (config.data.train, *config.data.val.values()) if not Path(path).exists()]
+    if missing:
+        raise RequestError(f"{args.config} is well-formed, but these data sets do not exist: {', '.join(missing)}")
+    print(f"{args.config}: no mistakes found")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from ocpgem import doctor
+
+    return doctor.main()
+
+
+def _named_data(args: argparse.Namespace) -> "dict[str, Dataset]":
+    """The data sets to score: those named, else the validation sets of the run."""
+    from ocpgem.data.open import open_dataset
+
+    named: dict[str, str] = {}
+    for item in args.data:
+        name, separator, path = item.partition("=")
+        if not separator:
+            name, path = Path(item).name, item
+        if name in named:
+            raise RequestError(f"--data names {name} twice; give the sets different names as NAME=PATH")
+        named[name] = path
+    if not named:
+        config_file = args.checkpoint / "config.yaml"
+        if not config_file.is_file():
+            raise RequestError(f"{args.checkpoint} is not a run directory, so say with --data what to score it on")
+        from ocpgem.config import parse_config
+        from ocpgem.train.config import TrainConfig
+
+        named = parse_config(config_file.read_text(), TrainConfig, str(config_file)).data.val
+    return {name: open_dataset(path) for name, path in named.items()}
+
+
+def _load_for_inference(args: argparse.Namespace) -> "Potential":
+    from ocpgem.checkpoint import load_potential
+    from ocpgem.parallel import group
+    from ocpgem.parallel.device import choose_device
+
+    potential = load_potential(args.checkpoint)
+    device = choose_device()
+    group.init_from_environment(device)
+    return potential.to(device)
+
+
+def _effort(args: argparse.Namespace) -> "Effort":
+    from ocpgem.data.loader import WorkerSettings
+    from ocpgem.evaluate.predict import Effort
+
+    return Effort(args.batch_size, args.max_edges, WorkerSettings(workers=args.workers))
+
+
+def _print_metrics(results: dict[str, dict[str, float]], title: str) -> None:
+    if not results:
+        return
+    from rich.console import Console
+
+    from ocpgem.evaluate.tables import metrics_table
+
+    Console().print(metrics_table(results, title))
+
+
+def _require_parent(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise RequestError(f"{path.parent} is not a folder, so {path.name} cannot be written there")

@@ -1,0 +1,101 @@
+"""The DeepSpeed engine: the only place that imports deepspeed, with its traps guarded (docs/architecture.md)."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ocpgem.errors import CheckpointError
+from ocpgem.models.potential import Potential, Predictions
+from ocpgem.parallel import group
+from ocpgem.train.config import OptimSection
+
+
+class Engine:
+    """A potential under DeepSpeed: gradients summed over micro-batches and ranks, clipped, and stepped with AdamW.
+
+    The process group must exist. The parameters of rank 0 are those of every rank afterwards.
+    """
+
+    def __init__(self, potential: Potential, optim: OptimSection, zero_stage: int, device: torch.device) -> None:
+        deepspeed = _import_deepspeed()
+        potential.to(device)
+        optimizer = torch.optim.AdamW(
+            potential.parameters(),
+            lr=optim.lr,
+            betas=optim.betas,
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            amsgrad=optim.amsgrad,
+        )
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=potential, optimizer=optimizer, config=_settings(optim, zero_stage), dist_init_required=False
+        )
+        self.potential = potential
+        self.zero_stage = zero_stage
+
+    def forward(self, batch: Any, topology: Any) -> Predictions:
+        """Predictions with a graph for `backward`."""
+        return self._engine(batch, topology)
+
+    def backward(self, loss_share: Tensor, last: bool) -> None:
+        """Add the gradient of this micro-batch's share of the loss; `last` marks the last micro-batch of the step.
+
+        DeepSpeed averages over ranks; shares add up to the mean, hence the factor.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss_share * group.world_size(), scale_wrt_gas=False)
+        if not last:
+            self._engine.step()  # DeepSpeed counts micro-batches here; parameters change only at the boundary
+
+    def step(self, lr: float) -> float | None:
+        """Update the parameters with learning rate `lr`; returns the norm of the gradient before clipping, if known."""
+        for param_group in self._optimizer.param_groups:
+            param_group["lr"] = lr
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def save(self, folder: Path) -> None:
+        """Write parameters and optimiser state into `folder`; every rank calls it and writes its part."""
+        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote; raises CheckpointError if it is incomplete or from another number of ranks."""
+        try:
+            loaded, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        except Exception as error:  # DeepSpeed and torch raise many kinds for files that are damaged or do not fit
+            raise CheckpointError(f"{folder} cannot be resumed from: {type(error).__name__}: {error}") from error
+        if loaded is None:
+            raise CheckpointError(f"{folder} cannot be resumed from: its files are missing")
+
+
+def _settings(optim: OptimSection, zero_stage: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration. Clipping left out would mean 1.0; accumulation is steered by hand."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optim.clip_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": zero_stage, "overlap_comm": False},
+        "steps_per_print": 2**31,
+    }
+
+
+def _import_deepspeed() -> Any:
+    """Import deepspeed without its chatter and without the collective library it would compile on a CPU."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+        from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_init_required=False)
+    return deepspeed

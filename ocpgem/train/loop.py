@@ -1,0 +1,258 @@
+"""The training loop: steps, validation at intervals, checkpoints, and an orderly end on a signal."""
+
+import json
+import logging
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ocpgem.checkpoint import MODEL_FILE, save_potential
+from ocpgem.data.dataset import Dataset
+from ocpgem.data.loader import StepBatch, TrainLoader
+from ocpgem.errors import TrainingError
+from ocpgem.evaluate.predict import Effort, evaluate
+from ocpgem.models.potential import Potential
+from ocpgem.parallel import group
+from ocpgem.train.config import TrainConfig
+from ocpgem.train.ema import ExponentialMovingAverage
+from ocpgem.train.engine import Engine
+from ocpgem.train.logger import MetricLogger, TrainingProgress
+from ocpgem.train.loss import GlobalCounts, loss_share
+from ocpgem.train.run_directory import RunDirectory
+from ocpgem.train.schedule import learning_rate
+from ocpgem.train.state import Checkpoints, TrainState
+
+log = logging.getLogger("ocpgem")
+
+
+@dataclass
+class TrainSummary:
+    """How a call of the training loop ended."""
+
+    steps_done: int
+    finished: bool
+    """False when a signal ended it early."""
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The last validation, by split."""
+
+
+@dataclass
+class RunParts:
+    """Everything the loop works with, made by `ocpgem.train.run`."""
+
+    config: TrainConfig
+    potential: Potential
+    engine: Engine
+    ema: ExponentialMovingAverage
+    loader: TrainLoader
+    val_sets: dict[str, Dataset]
+    effort: Effort
+    run: RunDirectory
+    console: Console
+    device: torch.device
+
+
+class StopRequest:
+    """Remembers that SIGINT or SIGTERM arrived; the loop looks at step boundaries, where all ranks can agree."""
+
+    def __init__(self) -> None:
+        self.arrived = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        previous = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.arrived = True
+
+
+class TrainingLoop:
+    """Runs a run from its latest checkpoint, or its beginning, to its last step."""
+
+    def __init__(self, parts: RunParts) -> None:
+        self._parts = parts
+        self._config = parts.config
+        self._checkpoints = Checkpoints(parts.run.checkpoints, parts.config.checkpoint.keep)
+        self._state = TrainState(world_size=group.world_size())
+        self._stop = StopRequest()
+        self._metrics: dict[str, dict[str, float]] = {}
+        self._saved_step = -1
+
+    def run(self) -> TrainSummary:
+        """Train; every rank calls it and returns the same summary.
+
+        SIGINT and SIGTERM end it after the current step with a checkpoint. Raises TrainingError when the loss is not finite.
+        """
+        parts, config = self._parts, self._config
+        self._resume()
+        self._logger = MetricLogger(parts.run, self._state.step) if group.is_main() else None
+        self._progress = TrainingProgress(config.steps, self._state.step, parts.console)
+        self._clock = time.monotonic() - self._state.seconds
+        with self._stop.listening(), self._progress.shown():
+            try:
+                self._train()
+            finally:
+                if self._logger is not None:
+                    self._logger.close()
+        return TrainSummary(self._state.step, self._state.step >= config.steps, self._metrics)
+
+    def _resume(self) -> None:
+        latest = self._checkpoints.latest()
+        if latest is None:
+            return
+        self._state = self._checkpoints.load(latest, self._parts.engine, self._parts.ema)
+        self._saved_step = self._state.step
+        self._parts.console.print(f"resuming from {latest} (step {self._state.step})", highlight=False)
+
+    def _train(self) -> None:
+        config, state = self._config, self._state
+        window = _Window(self._parts.device)
+        steps = self._parts.loader.steps(state.step)
+        with closing(steps):  # type: ignore[type-var]
+            while state.step < config.steps and not self._should_stop():
+                step_batch = next(steps)
+                loss, norm = self._step(step_batch)
+                state.step += 1
+                self._parts.ema.update(state.step)
+                self._progress.advance(state.step)
+                window.add(loss, norm, step_batch)
+                if state.step % config.log_every_steps == 0 or state.step == config.steps:
+                    self._report(window, step_batch.epoch)
+                    window = _Window(self._parts.device)
+                if state.step % config.validation.every_steps == 0 or state.step == config.steps:
+                    self._validate(step_batch.epoch)
+                if state.step % config.checkpoint.every_steps == 0:
+                    self._save()
+        if self._saved_step != state.step:
+            self._save()
+        if state.step < config.steps:
+            self._progress.message(f"stopped after step {state.step}; start the same command again to go on from there")
+
+    def _step(self, step_batch: StepBatch) -> tuple[torch.Tensor, float | None]:
+        """One optimiser step; returns this rank's share of the loss and the gradient norm."""
+        parts, config = self._parts, self._config
+        parts.potential.train()
+        counts = GlobalCounts(step_batch.n_systems_global, step_batch.n_free_atoms_global)
+        n_real = len(step_batch.micro_batches) - step_batch.n_padding
+        total = torch.zeros((), device=parts.device)
+        for index, (batch, topology) in enumerate(step_batch.micro_batches):
+            batch, topology = batch.to(parts.device), topology.to(parts.device)
+            with torch.autocast(parts.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                predictions = parts.engine.forward(batch, topology)
+            share = loss_share(predictions, batch, config.loss, parts.potential.normalization, counts)
+            if index >= n_real:  # repeats a system only so that every rank runs as many micro-batches
+                share = share * 0.0
+            self._require_finite(share, batch)
+            parts.engine.backward(share, last=index == len(step_batch.micro_batches) - 1)
+            total = total + share.detach()
+        norm = parts.engine.step(learning_rate(config.optim, step_batch.step, config.steps))
+        return total, norm
+
+    def _require_finite(self, share: torch.Tensor, batch: Any) -> None:
+        """Raise TrainingError on every rank if the loss of any rank is not finite."""
+        error = None
+        if not math.isfinite(float(share.detach())):
+            systems = ", ".join(f"{s}/{f}" for s, f in zip(batch.sid.tolist(), batch.fid.tolist(), strict=True))
+            error = TrainingError(
+                f"the loss is not finite at step {self._state.step + 1}; the batch holds the systems (sid/frame) {systems}; "
+                "check their labels or lower optim.lr, then start again from the last checkpoint"
+            )
+        group.raise_together(error)
+
+    def _should_stop(self) -> bool:
+        return bool(group.all_reduce_max(torch.tensor(float(self._stop.arrived))))
+
+    def _report(self, window: "_Window", epoch: float) -> None:
+        config, state = self._config, self._state
+        state.seconds = time.monotonic() - self._clock
+        numbers = window.numbers()
+        numbers["lr"] = learning_rate(config.optim, state.step - 1, config.steps)
+        rate = window.seconds_per_step()
+        text = (
+            f"epoch {epoch:.2f}  loss {numbers['loss']:.4g}  lr {numbers['lr']:.2g}  "
+            f"{numbers['systems_per_second']:.1f} systems/s"
+        )
+        if self._logger is not None:
+            self._logger.write("train", state.step, numbers, epoch=epoch, seconds=round(state.seconds, 3))
+        self._progress.numbers(state.step, text, rate * (config.steps - state.step))
+
+    def _validate(self, epoch: float) -> None:
+        parts, state = self._parts, self._state
+        with parts.ema.applied():
+            for index, (split, dataset) in enumerate(parts.val_sets.items()):
+                metrics = evaluate(parts.potential, dataset, parts.effort, label=f"validating {split}")
+                self._metrics[split] = metrics
+                state.seconds = time.monotonic() - self._clock
+                if self._logger is not None:
+                    self._logger.write(
+                        "val", state.step, metrics, split=split, epoch=epoch, seconds=round(state.seconds, 3)
+                    )
+                forces = f"  force MAE {metrics['forces_mae']:.4f} eV/A" if "forces_mae" in metrics else ""
+                self._progress.message(
+                    f"step {state.step}  {split}: energy MAE {metrics['energy_mae']:.4f} eV{forces}"
+                )
+                if index == 0:
+                    self._keep_if_best(metrics)
+
+    def _keep_if_best(self, metrics: dict[str, float]) -> None:
+        """Save the (averaged) weights now in the model if they are the best so far."""
+        state, name = self._state, self._config.validation.metric
+        value = metrics[name]
+        if state.best_metric is not None and value >= state.best_metric:
+            return
+        state.best_metric = value
+        if group.is_main():
+            best = self._parts.run.best
+            best.mkdir(exist_ok=True)
+            save_potential(self._parts.potential, best / MODEL_FILE, {"step": state.step, name: value})
+            (best / "metrics.json").write_text(json.dumps({"step": state.step, **metrics}, indent=2) + "\n")
+        group.barrier()
+
+    def _save(self) -> None:
+        self._state.seconds = time.monotonic() - self._clock
+        folder = self._checkpoints.save(self._state, self._parts.engine, self._parts.ema)
+        self._saved_step = self._state.step
+        log.info("saved %s", folder)
+
+
+class _Window:
+    """Means over the steps since the last report."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._loss = torch.zeros((), device=device)
+        self._norms: list[float] = []
+        self._n_steps = 0
+        self._n_systems = 0
+        self._start = time.monotonic()
+
+    def add(self, loss: torch.Tensor, norm: float | None, step_batch: StepBatch) -> None:
+        self._loss += loss
+        self._n_steps += 1
+        self._n_systems += step_batch.n_systems_global
+        if norm is not None:
+            self._norms.append(norm)
+
+    def seconds_per_step(self) -> float:
+        return (time.monotonic() - self._start) / max(1, self._n_steps)
+
+    def numbers(self) -> dict[str, float]:
+        """The loss over all ranks, the gradient norm and the throughput."""
+        loss = float(group.all_reduce_sum(self._loss.cpu())) / max(1, self._n_steps)
+        found = {"loss": loss, "systems_per_second": self._n_systems / (time.monotonic() - self._start)}
+        if self._norms:
+            found["gradient_norm"] = sum(self._norms) / len(self._norms)
+        return found
+

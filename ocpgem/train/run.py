@@ -1,0 +1,190 @@
+"""From a configuration to a finished run: opens the data, builds the model, fits what is to be fitted, trains."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from ocpgem.data.dataset import Dataset
+from ocpgem.data.loader import Recipe, TrainLoader, WorkerSettings
+from ocpgem.data.open import open_dataset
+from ocpgem.errors import ConfigError, OcpgemError
+from ocpgem.evaluate.predict import Effort
+from ocpgem.models.potential import Normalization, Potential, n_parameters
+from ocpgem.parallel import group
+from ocpgem.parallel.device import choose_device
+from ocpgem.train.config import TrainConfig
+from ocpgem.train.ema import ExponentialMovingAverage
+from ocpgem.train.engine import Engine
+from ocpgem.train.logger import make_console
+from ocpgem.train.loop import RunParts, TrainingLoop, TrainSummary
+from ocpgem.train.normalize import fit_normalization
+from ocpgem.train.run_directory import RunDirectory
+from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors, scale_factors
+
+log = logging.getLogger("ocpgem")
+_FITTING_BATCH = 16
+
+
+def train(config: TrainConfig, run_path: Path) -> TrainSummary:
+    """Train in `run_path`, going on from its latest checkpoint if it has one. Every rank calls it.
+
+    Raises RequestError or ConfigError before anything is computed for a request that cannot work.
+    """
+    device = choose_device()
+    group.init_from_environment(device)
+    console = make_console()
+    torch.manual_seed(config.seed)
+    train_set, val_sets = _open_data(config)
+    run = RunDirectory(run_path)
+    _prepare_on_main(run, config, device)
+    potential = prepare_potential(config, train_set, run, console)
+    console.print(
+        f"{config.model.variant} with {n_parameters(potential):,} parameters, {len(train_set):,} training systems, "
+        f"{group.world_size()} rank(s) on {device.type}; run directory {run_path}",
+        highlight=False,
+    )
+    settings = WorkerSettings(workers=config.data.workers, pin_memory=device.type == "cuda")
+    recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements)
+    loader = TrainLoader(
+        recipe, config.data.batch_size, config.seed, group.rank(), group.world_size(), config.data.max_edges, settings
+    )
+    engine = Engine(potential, config.optim, config.parallel.zero_stage, device)
+    parts = RunParts(
+        config=config,
+        potential=potential,
+        engine=engine,
+        ema=ExponentialMovingAverage(potential, config.optim.ema_decay),
+        loader=loader,
+        val_sets=val_sets,
+        effort=Effort(config.data.eval_batch_size, config.data.max_edges, settings, progress=False),
+        run=run,
+        console=console,
+        device=device,
+    )
+    return TrainingLoop(parts).run()
+
+
+def prepare_potential(config: TrainConfig, train_set: Dataset, run: RunDirectory, console: Console) -> Potential:
+    """The model of a run before its first step, normalisation and scale factors fitted; the same on every rank.
+
+    Fitted values are kept in `preparation.json` of the run directory, so that they are fitted once.
+    """
+    file = run.path / "preparation.json"
+    torch.manual_seed(config.seed)
+    if file.is_file():
+        kept = json.loads(file.read_text())
+        potential = Potential(config.model, Normalization.model_validate(kept["normalization"]))
+        _apply_factors(potential, kept["scale_factors"], str(file))
+        return potential
+    error: OcpgemError | None = None
+    values = None
+    if group.is_main():
+        try:
+            values = _fit(config, train_set, console)
+            partial = file.with_name(file.name + ".partial")
+            partial.write_text(json.dumps(values, indent=2) + "\n")
+            partial.replace(file)
+        except OcpgemError as caught:
+            error = caught
+    group.raise_together(error)
+    values = group.broadcast_object(values)
+    assert values is not None
+    torch.manual_seed(config.seed)
+    potential = Potential(config.model, Normalization.model_validate(values["normalization"]))
+    _apply_factors(potential, values["scale_factors"], str(file))
+    return potential
+
+
+def _fit(config: TrainConfig, train_set: Dataset, console: Console) -> dict[str, dict[str, float]]:
+    normalization = config.normalization
+    if normalization == "fit":
+        normalization = fit_normalization(train_set, config.model.forces != "none")
+        console.print(
+            f"normalisation fitted: energy {normalization.energy_mean:.4f} +- {normalization.energy_std:.4f} eV, "
+            f"force components {normalization.forces_std:.4f} eV/A",
+            highlight=False,
+        )
+    potential = Potential(config.model, normalization)
+    if config.scale_factors.file is not None:
+        factors = read_scale_factors(Path(config.scale_factors.file))
+    else:
+        fitted = fit_scales(config, train_set, potential, console)
+        factors = {scale.name: scale.factor for scale in fitted}
+    return {"normalization": normalization.model_dump(), "scale_factors": factors}
+
+
+def fit_scales_of(config: TrainConfig, console: Console) -> list[FittedScale]:
+    """Fit the scale factors of a configuration's model, without a run."""
+    train_set = open_dataset(config.data.train)
+    normalization = Normalization() if config.normalization == "fit" else config.normalization
+    torch.manual_seed(config.seed)
+    return fit_scales(config, train_set, Potential(config.model, normalization), console)
+
+
+def run_path(config_file: Path) -> Path:
+    """Where a run goes that names no directory."""
+    return Path("runs") / config_file.stem
+
+
+def fit_scales(
+    config: TrainConfig, train_set: Dataset, potential: Potential, console: Console
+) -> list[FittedScale]:
+    """Fit the scale factors of `potential` on the first batches of the training order."""
+    device = choose_device()
+    recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements)
+    loader = TrainLoader(recipe, min(config.data.batch_size, _FITTING_BATCH), config.seed, max_edges=config.data.max_edges)
+    steps = loader.steps()
+    batches = []
+    for _ in range(min(config.scale_factors.batches, loader.steps_per_epoch)):
+        batches += [(batch.to(device), topology.to(device)) for batch, topology in next(steps).micro_batches]
+    potential.to(device)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("fitting scale factors", total=None)
+
+        def show(scale: FittedScale, number: int, total: int) -> None:
+            bar.update(task, completed=number, total=total)
+
+        fitted = fit_scale_factors(potential, batches, show)
+    console.print(f"{len(fitted)} scale factors fitted on {len(batches)} batches", highlight=False)
+    return fitted
+
+
+def read_scale_factors(file: Path) -> dict[str, float]:
+    """The factors that `fit-scales` wrote. Raises ConfigError for a file that does not hold them."""
+    try:
+        content = json.loads(file.read_text())
+        return {str(name): float(value) for name, value in content.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ConfigError(f"scale_factors.file: {file} cannot be read as a map of names to factors: {error}") from error
+
+
+def _apply_factors(potential: Potential, values: dict[str, float], origin: str) -> None:
+    factors = scale_factors(potential)
+    missing, unknown = sorted(set(factors) - set(values)), sorted(set(values) - set(factors))
+    if missing or unknown:
+        raise ConfigError(
+            f"{origin} does not fit the model: factors missing {missing or 'none'}, unknown {unknown or 'none'}; "
+            "fit them again with fit-scales"
+        )
+    for name, scale in factors.items():
+        scale.set(values[name])
+
+
+def _open_data(config: TrainConfig) -> tuple[Dataset, dict[str, Dataset]]:
+    train_set = open_dataset(config.data.train)
+    return train_set, {split: open_dataset(path) for split, path in config.data.val.items()}
+
+
+def _prepare_on_main(run: RunDirectory, config: TrainConfig, device: torch.device) -> None:
+    error: OcpgemError | None = None
+    if group.is_main():
+        try:
+            run.prepare(config, {"ranks": group.world_size(), "device": device.type})
+            run.open_log()
+        except OcpgemError as caught:
+            error = caught
+    group.raise_together(error)

@@ -1,0 +1,116 @@
+"""The folder of a run: its configuration, environment, log and metrics."""
+
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ocpgem import __version__
+from ocpgem.config import dump_config, parse_config
+from ocpgem.errors import RequestError
+from ocpgem.train.config import TrainConfig
+
+CHANGEABLE = {"steps", "log_every_steps", "validation", "checkpoint"}
+"""What may differ when a run is resumed, because nothing computed so far depends on it."""
+_PACKAGES = ("torch", "torch-geometric", "torch-scatter", "deepspeed", "lmdb", "numpy")
+
+log = logging.getLogger("ocpgem")
+
+
+class RunDirectory:
+    """Paths and files of one run. Only rank 0 writes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.best = path / "best"
+        self.metrics_file = path / "metrics.jsonl"
+
+    def prepare(self, config: TrainConfig, facts: dict[str, Any]) -> None:
+        """Create the folder, or check that it belongs to a run with the same configuration.
+
+        Raises RequestError naming the keys that differ.
+        """
+        config_file = self.path / "config.yaml"
+        if config_file.is_file():
+            previous = parse_config(config_file.read_text(), TrainConfig, str(config_file))
+            differing = _differing_keys(previous.model_dump(), config.model_dump())
+            if differing:
+                raise RequestError(
+                    f"{self.path} holds a run with another configuration ({', '.join(differing)} differ); "
+                    "choose another --run-dir or remove it"
+                )
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise RequestError(f"{self.path} is not empty and holds no run; choose another --run-dir")
+        self.path.mkdir(parents=True, exist_ok=True)
+        config_file.write_text(dump_config(config))
+        (self.path / "environment.json").write_text(json.dumps(environment() | facts, indent=2) + "\n")
+
+    def open_log(self) -> None:
+        """Write everything that is logged to log.txt as well."""
+        handler = logging.FileHandler(self.path / "log.txt")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop metrics of steps that a resumed run will do again."""
+        if not self.metrics_file.is_file():
+            return
+        lines = self.metrics_file.read_text().splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        partial = self.metrics_file.with_name("metrics.jsonl.partial")
+        partial.write_text("".join(line + "\n" for line in kept))
+        partial.replace(self.metrics_file)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git commit."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "ocpgem": __version__,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "packages": versions,
+        "machine": platform.platform(),
+        "host": platform.node(),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _git_commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _differing_keys(previous: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    found = []
+    for key, value in current.items():
+        if key in CHANGEABLE or previous.get(key) == value:
+            continue
+        if isinstance(value, dict) and isinstance(previous.get(key), dict):
+            inner = [name for name in value if previous[key].get(name) != value[name]]
+            found += [f"{key}.{name}" for name in inner]
+        else:
+            found.append(key)
+    return found

@@ -1,0 +1,111 @@
+"""What a run knows beside its weights, and how it is written and found again."""
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ocpgem.checkpoint import MODEL_FILE, save_potential
+from ocpgem.errors import CheckpointError
+from ocpgem.parallel import group
+from ocpgem.train.ema import ExponentialMovingAverage
+from ocpgem.train.engine import Engine
+
+STATE_FILE = "state.pt"
+
+
+@dataclass
+class TrainState:
+    """The position of a run; everything else follows from the configuration."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    seconds: float = 0.0
+    """Wall time of the run so far, over all restarts."""
+    best_metric: float | None = None
+    world_size: int = 1
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run: one folder a step, and `latest` naming the newest complete one."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def save(self, state: TrainState, engine: Engine, ema: ExponentialMovingAverage) -> Path:
+        """Write the state of the run; every rank calls it. `latest` moves only after every rank has written its part."""
+        final = self.folder / str(state.step)
+        partial = self.folder / f"{state.step}.partial"
+        if group.is_main():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        group.barrier()
+        engine.save(partial)
+        if group.is_main():
+            content = {"train_state": asdict(state), "ema": ema.state_dict()}
+            torch.save(content, partial / STATE_FILE)
+            with ema.applied():
+                save_potential(engine.potential, partial / MODEL_FILE, {"step": state.step})
+        group.barrier()
+        if group.is_main():
+            for file in partial.iterdir():
+                _flush_to_disk(file)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.replace(final)
+            _write_text(self.folder / "latest", final.name)
+            self._remove_old()
+        group.barrier()
+        return final
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        pointer = self.folder / "latest"
+        if not pointer.is_file():
+            return None
+        folder = self.folder / pointer.read_text().strip()
+        if not (folder / STATE_FILE).is_file():
+            raise CheckpointError(f"{pointer} names {folder.name}, but that checkpoint is missing or incomplete")
+        return folder
+
+    def load(self, folder: Path, engine: Engine, ema: ExponentialMovingAverage) -> TrainState:
+        """Restore engine and moving average; every rank calls it."""
+        content = _read_state(folder / STATE_FILE)
+        state = TrainState(**content["train_state"])
+        if state.world_size != group.world_size():
+            raise CheckpointError(
+                f"{folder} was written by {state.world_size} ranks and this run has {group.world_size()}; "
+                f"resume it with --nproc {state.world_size}"
+            )
+        engine.load(folder)
+        ema.load_state_dict(content["ema"])
+        return state
+
+    def _remove_old(self) -> None:
+        steps = sorted(int(folder.name) for folder in self.folder.iterdir() if folder.name.isdigit())
+        for step in steps[: -self._keep]:
+            shutil.rmtree(self.folder / str(step))
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise CheckpointError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _flush_to_disk(file: Path) -> None:
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,83 @@
+"""The density form equals the explicit sum over triplets, in value, gradient and second gradient."""
+
+import torch
+from torch import Tensor
+
+from ocpgem.graph.topology import EdgeSet, GraphSpec
+from ocpgem.models.gemnet.basis import scaled_harmonics
+from ocpgem.models.gemnet.edge_ops import pad, unpad
+from ocpgem.models.gemnet.geometry import edge_geometry
+from ocpgem.models.gemnet.triplets import angular_sum
+from tests.structures import random_slabs, topology_of
+
+N_SPHERICAL = 7
+
+
+def explicit_sum(x: Tensor, direction: Tensor, edges: EdgeSet) -> Tensor:
+    """Sum over the listed triplets (spec/gemnet.md 1.11 and 3.5): [n_edges, n_spherical, channels]."""
+    target = edges.edge_index[1]
+    out_edge, in_edge = torch.nonzero(target[:, None] == target[None, :], as_tuple=True)
+    other = out_edge != in_edge
+    out_edge, in_edge = out_edge[other], in_edge[other]
+    z = (direction[out_edge] * direction[in_edge]).sum(1)
+    legendre = [torch.ones_like(z), z]
+    for degree in range(2, N_SPHERICAL):
+        legendre.append(((2 * degree - 1) * z * legendre[-1] - (degree - 1) * legendre[-2]) / degree)
+    norms = torch.tensor([((2 * degree + 1) / (4 * torch.pi)) ** 0.5 for degree in range(N_SPHERICAL)])
+    circular = torch.stack(legendre, dim=1) * norms.to(z.dtype)  # [n_triplets, n_spherical]
+    terms = circular[:, :, None] * x[in_edge][:, None, :]
+    return x.new_zeros(len(x), N_SPHERICAL, x.shape[1]).index_add(0, out_edge, terms)
+
+
+def density_sum(x: Tensor, direction: Tensor, edges: EdgeSet) -> Tensor:
+    harmonics = pad(scaled_harmonics(direction, N_SPHERICAL), edges)
+    return unpad(angular_sum(pad(x, edges), harmonics, N_SPHERICAL), edges)
+
+
+def case() -> tuple[Tensor, Tensor, EdgeSet]:
+    batch = random_slabs((9, 2, 5))
+    topology = topology_of(batch, GraphSpec(4.5, 1000))
+    edges = topology.main
+    direction = edge_geometry(batch.pos, batch.cell, topology.batch, edges).direction
+    x = torch.randn(edges.n_edges, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    return x.requires_grad_(), direction.requires_grad_(), edges
+
+
+def test_density_form_equals_the_explicit_sum() -> None:
+    x, direction, edges = case()
+    assert edges.n_edges > 200
+    torch.testing.assert_close(
+        density_sum(x, direction, edges), explicit_sum(x, direction, edges), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_gradients_and_second_gradients_of_both_forms_agree() -> None:
+    x, direction, edges = case()
+    weights = torch.randn(edges.n_edges, N_SPHERICAL, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    first, second = [], []
+    for form in (density_sum, explicit_sum):
+        # The constant in place of the excluded term holds for unit vectors only, so differentiate through the norm.
+        unit = direction / direction.norm(dim=1, keepdim=True)
+        gradients = torch.autograd.grad((form(x, unit, edges).tanh() * weights).sum(), (x, direction), create_graph=True)
+        first.append(gradients)
+        second.append(torch.autograd.grad(gradients[1].square().sum(), (x, direction)))
+    for by_density, by_list in zip([*first[0], *second[0]], [*first[1], *second[1]], strict=True):
+        torch.testing.assert_close(by_density, by_list, rtol=1e-9, atol=1e-9)
+
+
+def test_no_tensor_of_the_size_of_the_triplets_exists() -> None:
+    x, direction, edges = case()
+    degree = edges.edge_ptr.diff()
+    n_triplets = int((degree * (degree - 1)).sum())
+    largest = 0
+
+    def note(tensor: Tensor) -> Tensor:
+        nonlocal largest
+        largest = max(largest, tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        density_sum(x, direction, edges).sum().backward()
+    # The largest is the padded [n_atoms, max_degree, 49]; the padding is bounded by the largest degree.
+    assert 0 < largest <= 49 * len(degree) * edges.max_degree
+    assert n_triplets * N_SPHERICAL > largest
