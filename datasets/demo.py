@@ -307,7 +307,7 @@ def make(out: Path, seed: int = 0, frames: int = 4000, workers: int | None = Non
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        counts = build(partial, seed, frames, workers or available_cores())
+        counts = build(partial, seed, frames, available_cores() if workers is None else workers)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -30,7 +30,7 @@ from ocpgem.data.lmdb_store import (
     write_atomically,
 )
 from ocpgem.data.system import System
-from ocpgem.data.workers import Counter, available_cores, run_jobs
+from ocpgem.data.workers import Counter, available_cores, check_workers, run_jobs
 from ocpgem.errors import DataError, RequestError
 
 PLAN_FILE, LOCK_FILE = "conversion.json", ".lock"
@@ -102,6 +102,8 @@ def convert_raw_oc20(
     started = time.monotonic()
     out = Path(out)
     selected = find_chunks(Path(source), chunks)
+    cores = available_cores() if workers is None else workers
+    check_workers(cores)
     plan = {"kind": "raw OC20", "chunks": [[c.name, c.frames.stat().st_size] for c in selected]}
     jobs = _divide(selected, out)
     reused = 0
@@ -111,7 +113,7 @@ def convert_raw_oc20(
             missing = [job for job in jobs if not _is_done(job)]
             reused = len(jobs) - len(missing)
             total = sum(len(read_labels(chunk.labels)) for job in missing for chunk in job.chunks)
-            run_jobs(_convert, missing, workers or available_cores(), total, "converting frames")
+            run_jobs(_convert, missing, cores, total, "converting frames")
             finish_dataset(out, [job.shard for job in jobs], plan)
             (out / PLAN_FILE).unlink()
     return _summary(out, len(jobs), reused, time.monotonic() - started)
@@ -240,8 +242,10 @@ def _only_writer(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RequestError(f"{out}: another process is converting into this folder") from None
-        yield
-        (out / LOCK_FILE).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            (out / LOCK_FILE).unlink(missing_ok=True)
 
 
 def _summary(out: Path, n_shards: int, n_reused: int, seconds: float) -> Summary:

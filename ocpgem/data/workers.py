@@ -13,7 +13,7 @@ from multiprocessing.connection import wait as wait_for
 from multiprocessing.sharedctypes import Synchronized
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ocpgem.errors import DataError
+from ocpgem.errors import DataError, RequestError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -55,6 +55,12 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def check_workers(workers: int) -> None:
+    """Raise RequestError unless there is at least one worker."""
+    if workers < 1:
+        raise RequestError(f"the number of workers is {workers}; it must be at least 1")
+
+
 def run_jobs(
     work: Callable[[Job, Counter], Result], jobs: Sequence[Job], workers: int, total: int, label: str
 ) -> list[Result]:
@@ -63,6 +69,7 @@ def run_jobs(
     With one worker everything happens in this process. Raises what the first failing job raised, and
     DataError where a worker was killed.
     """
+    check_workers(workers)
     context = multiprocessing.get_context("spawn")
     shared = context.Value("q", 0)
     workers = min(workers, len(jobs))
