@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -241,11 +242,12 @@ def _run(what: str, command: Sequence[str], environment: dict[str, str] | None =
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that its compilers can be ended with it
         )
         try:
             _wait(what, process)
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
     if process.returncode != 0:
