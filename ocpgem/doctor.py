@@ -156,7 +156,12 @@ def _segment_sums() -> Iterator[Check]:
         text = f"torch-scatter was built without CUDA: on a GPU torch sums by itself; {hint}"
         yield Check("segment sums", "note", text)
     else:
-        yield Check("segment sums", "ok", f"torch-scatter {metadata.version('torch-scatter')}")
+        text = f"torch-scatter {metadata.version('torch-scatter')}"
+        if not torch.cuda.is_available():
+            text += (
+                f"; on CPUs {segment.ENVIRONMENT_VARIABLE}=torch is faster (benchmarks/results/segment.md)"
+            )
+        yield Check("segment sums", "ok", text)
 
 
 def _slurm() -> Iterator[Check]:
