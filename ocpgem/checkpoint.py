@@ -16,7 +16,7 @@ _FORMAT, _VERSION = "ocpgem-model", 1
 
 
 def save_potential(potential: Potential, path: Path, extra: dict[str, Any] | None = None) -> None:
-    """Write `potential` to `path` atomically: the file is complete or absent. `extra` holds plain facts (step, metrics)."""
+    """Write `potential` to `path`; the file is complete or absent. `extra` holds plain facts (step, metrics)."""
     content = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -34,7 +34,7 @@ def save_potential(potential: Potential, path: Path, extra: dict[str, Any] | Non
 
 
 def load_potential(path: str | Path) -> Potential:
-    """The potential of a run directory (its best, else its latest), a checkpoint directory or a model file, in eval mode.
+    """The potential of a run directory (its best, else its latest), a checkpoint or a model file, in eval mode.
 
     Raises RequestError if there is none at `path`, CheckpointError if the file is damaged or of another kind.
     """
@@ -63,7 +63,9 @@ def find_model_file(path: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise RequestError(f"{path} holds no model: neither {MODEL_FILE} nor best/{MODEL_FILE} nor a checkpoint is there")
+    raise RequestError(
+        f"{path} holds no model: neither {MODEL_FILE} nor best/{MODEL_FILE} nor a checkpoint is there"
+    )
 
 
 def read_model_file(file: Path) -> dict[str, Any]:
@@ -76,5 +78,7 @@ def read_model_file(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{file} is not a model file of ocpgem")
     if content["version"] != _VERSION:
-        raise CheckpointError(f"{file} has version {content['version']}, but this program reads version {_VERSION}")
+        raise CheckpointError(
+            f"{file} has version {content['version']}, but this program reads version {_VERSION}"
+        )
     return content

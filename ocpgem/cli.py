@@ -57,9 +57,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    train = commands.add_parser("train", help="train a model; goes on by itself where the run directory has a checkpoint")
+    train = commands.add_parser(
+        "train", help="train a model; goes on by itself where the run directory has a checkpoint"
+    )
     _config_arguments(train)
-    train.add_argument("--run-dir", type=Path, help="where everything of the run goes (default: runs/<name of CONFIG>)")
+    train.add_argument(
+        "--run-dir", type=Path, help="where everything of the run goes (default: runs/<name of CONFIG>)"
+    )
     _nproc_argument(train)
     train.set_defaults(command=_train)
 
@@ -97,18 +101,24 @@ def _add_evaluation(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     _inference_arguments(predict)
     predict.set_defaults(command=_predict)
 
-    report = commands.add_parser("report", help="write the report of a run: curves, parity plots, one HTML file")
+    report = commands.add_parser(
+        "report", help="write the report of a run: curves, parity plots, one HTML file"
+    )
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.set_defaults(command=_report)
 
 
 def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    data = commands.add_parser("data", help="convert and inspect data sets").add_subparsers(required=True, metavar="ACTION")
+    data = commands.add_parser("data", help="convert and inspect data sets").add_subparsers(
+        required=True, metavar="ACTION"
+    )
     convert = data.add_parser("convert", help="raw OC20 archives (N.extxyz.xz with N.txt.xz) to a data set")
     convert.add_argument("source", type=Path, metavar="FOLDER")
     convert.add_argument("--out", type=Path, required=True, help="folder of the new data set")
     convert.add_argument("--chunks", help="only these archives, as 0-3,7 (default: all)")
-    convert.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    convert.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
     convert.set_defaults(command=_convert)
 
     inspect = data.add_parser("inspect", help="what a data set holds")
@@ -117,8 +127,13 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _add_information(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    config = commands.add_parser("config", help="look at a configuration").add_subparsers(required=True, metavar="ACTION")
-    for action, text in (("show", "print it with includes and defaults filled in"), ("check", "say what is wrong with it")):
+    config = commands.add_parser("config", help="look at a configuration").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    for action, text in (
+        ("show", "print it with includes and defaults filled in"),
+        ("check", "say what is wrong with it"),
+    ):
         sub = config.add_parser(action, help=text)
         _config_arguments(sub)
         sub.set_defaults(command=_show_config if action == "show" else _check_config)
@@ -128,7 +143,9 @@ def _add_information(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, as optim.lr=1e-4")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, as optim.lr=1e-4"
+    )
 
 
 def _checkpoint_argument(parser: argparse.ArgumentParser) -> None:
@@ -140,7 +157,9 @@ def _nproc_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _inference_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=_positive, default=16, help="systems per batch and rank (default: 16)")
+    parser.add_argument(
+        "--batch-size", type=_positive, default=16, help="systems per batch and rank (default: 16)"
+    )
     parser.add_argument("--max-edges", type=_positive, help="edges per batch and rank at most")
     parser.add_argument("--workers", type=int, default=1, help="loader processes per rank (default: 1)")
     _nproc_argument(parser)
@@ -200,7 +219,10 @@ def _fit_scales(args: argparse.Namespace) -> int:
         table.add_column(column, justify="left" if column == "factor of" else "right")
     for scale in fitted:
         table.add_row(
-            scale.name, f"{scale.factor:.4f}", f"{scale.variance_before:.4g}", f"{scale.variance_reference:.4g}"
+            scale.name,
+            f"{scale.factor:.4f}",
+            f"{scale.variance_before:.4g}",
+            f"{scale.variance_reference:.4g}",
         )
     console.print(table)
     args.out.write_text(json.dumps({scale.name: scale.factor for scale in fitted}, indent=2) + "\n")
@@ -217,7 +239,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         _require_parent(args.json)
     potential = _load_for_inference(args)
     results = {
-        name: evaluate(potential, dataset, _effort(args), label=f"evaluate {name}") for name, dataset in sets.items()
+        name: evaluate(potential, dataset, _effort(args), label=f"evaluate {name}")
+        for name, dataset in sets.items()
     }
     if group.is_main():
         _print_metrics(results, f"{args.checkpoint}")
@@ -283,7 +306,9 @@ def _check_config(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides, TrainConfig)
     missing = [path for path in (config.data.train, *config.data.val.values()) if not Path(path).exists()]
     if missing:
-        raise RequestError(f"{args.config} is well-formed, but these data sets do not exist: {', '.join(missing)}")
+        raise RequestError(
+            f"{args.config} is well-formed, but these data sets do not exist: {', '.join(missing)}"
+        )
     print(f"{args.config}: no mistakes found")
     return 0
 
@@ -309,7 +334,9 @@ def _named_data(args: argparse.Namespace) -> "dict[str, Dataset]":
     if not named:
         config_file = args.checkpoint / "config.yaml"
         if not config_file.is_file():
-            raise RequestError(f"{args.checkpoint} is not a run directory, so say with --data what to score it on")
+            raise RequestError(
+                f"{args.checkpoint} is not a run directory, so say with --data what to score it on"
+            )
         from ocpgem.config import parse_config
         from ocpgem.train.config import TrainConfig
 

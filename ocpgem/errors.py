@@ -1,6 +1,7 @@
 """The exceptions a user may meet, each with the exit code its kind implies.
 
-Every message is one sentence that says what is wrong, where, and what to do; the command line prints it without a traceback.
+Every message is one sentence that says what is wrong, where, and what to do; the command line prints it without
+a traceback.
 """
 
 

@@ -27,14 +27,18 @@ def small_config(variant: str, **changes: Any) -> GemNetConfig:
 def small_potential(variant: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Potential:
     """Random weights and random scale factors, the same every time; no truncation of neighbours."""
     torch.manual_seed(0)
-    potential = Potential(small_config(variant, **changes), Normalization(energy_mean=-1.5, energy_std=2.0, forces_std=0.7))
+    potential = Potential(
+        small_config(variant, **changes), Normalization(energy_mean=-1.5, energy_std=2.0, forces_std=0.7)
+    )
     for name, buffer in potential.named_buffers():
         if name.endswith(".factor"):
             buffer.copy_(0.5 + torch.rand(()))
     return potential.to(dtype).eval()
 
 
-def random_slabs(n_atoms: tuple[int, ...] = (9, 5), dtype: torch.dtype = torch.float64, seed: int = 1) -> SimpleNamespace:
+def random_slabs(
+    n_atoms: tuple[int, ...] = (9, 5), dtype: torch.dtype = torch.float64, seed: int = 1
+) -> SimpleNamespace:
     """Random atoms in triclinic cells, as the fields of a batch."""
     generator = torch.Generator().manual_seed(seed)
     cells, positions, numbers = [], [], []
@@ -43,7 +47,9 @@ def random_slabs(n_atoms: tuple[int, ...] = (9, 5), dtype: torch.dtype = torch.f
         cell = cell + 0.8 * torch.rand(3, 3, dtype=torch.float64, generator=generator)
         grid = torch.cartesian_prod(*[torch.arange(3, dtype=torch.float64) / 3] * 3)
         chosen = grid[torch.randperm(27, generator=generator)[:count]]
-        positions.append((chosen + 0.05 * torch.rand(count, 3, dtype=torch.float64, generator=generator)) @ cell)
+        positions.append(
+            (chosen + 0.05 * torch.rand(count, 3, dtype=torch.float64, generator=generator)) @ cell
+        )
         cells.append(cell)
         numbers.append(torch.randint(1, 80, (count,), generator=generator))
     return SimpleNamespace(

@@ -13,11 +13,17 @@ class DataSection(Section):
     """Which records are trained and validated on, and how they are batched."""
 
     train: str = Field(description="data set to train on")
-    val: dict[str, str] = Field(default_factory=dict, description="name -> data set; the first one picks the best model")
+    val: dict[str, str] = Field(
+        default_factory=dict, description="name -> data set; the first one picks the best model"
+    )
     batch_size: int = Field(8, ge=1, description="systems per optimiser step, over all ranks")
-    max_edges: int | None = Field(None, ge=1, description="largest micro-batch of a rank; larger ones are accumulated")
+    max_edges: int | None = Field(
+        None, ge=1, description="largest micro-batch of a rank; larger ones are accumulated"
+    )
     eval_batch_size: int = Field(16, ge=1, description="systems per batch and rank in validation")
-    workers: int = Field(1, ge=0, le=256, description="loader processes per rank; 0 loads in the training process")
+    workers: int = Field(
+        1, ge=0, le=256, description="loader processes per rank; 0 loads in the training process"
+    )
 
 
 class ScaleFactorSection(Section):
@@ -91,7 +97,8 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     steps: int = Field(ge=1, description="optimiser steps of the whole run")
     precision: Literal["highest", "bf16"] = Field(
-        "highest", description="bf16: dense layers in bfloat16; geometry, bases, sums and output layers stay in float32"
+        "highest",
+        description="bf16: dense layers in bfloat16; geometry, bases, sums and output layers stay in float32",
     )
     log_every_steps: int = Field(10, ge=1)
     data: DataSection

@@ -21,7 +21,9 @@ class Engine:
     The process group must exist. The parameters of rank 0 are those of every rank afterwards.
     """
 
-    def __init__(self, potential: Potential, optim: OptimSection, zero_stage: int, device: torch.device) -> None:
+    def __init__(
+        self, potential: Potential, optim: OptimSection, zero_stage: int, device: torch.device
+    ) -> None:
         deepspeed = _import_deepspeed()
         potential.to(device)
         optimizer = torch.optim.AdamW(
@@ -33,7 +35,10 @@ class Engine:
             amsgrad=optim.amsgrad,
         )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=potential, optimizer=optimizer, config=_settings(optim, zero_stage), dist_init_required=False
+            model=potential,
+            optimizer=optimizer,
+            config=_settings(optim, zero_stage),
+            dist_init_required=False,
         )
         self.potential = potential
         self.zero_stage = zero_stage
@@ -68,8 +73,12 @@ class Engine:
         """Read what `save` wrote; raises CheckpointError if it is incomplete or from another number of ranks."""
         try:
             loaded, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
-        except Exception as error:  # DeepSpeed and torch raise many kinds for files that are damaged or do not fit
-            raise CheckpointError(f"{folder} cannot be resumed from: {type(error).__name__}: {error}") from error
+        except (
+            Exception
+        ) as error:  # DeepSpeed and torch raise many kinds for files that are damaged or do not fit
+            raise CheckpointError(
+                f"{folder} cannot be resumed from: {type(error).__name__}: {error}"
+            ) from error
         if loaded is None:
             raise CheckpointError(f"{folder} cannot be resumed from: its files are missing")
 

@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ocpgem.train.run_directory import RunDirectory
 
@@ -19,7 +26,7 @@ class MetricLogger:
     """Writes records of numbers; a record is one line of metrics.jsonl and one point per number in TensorBoard."""
 
     def __init__(self, run: RunDirectory, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # type: ignore[attr-defined]
+        from torch.utils.tensorboard import SummaryWriter
 
         run.forget_metrics_after(first_step)
         self._file = run.metrics_file.open("a")

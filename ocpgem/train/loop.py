@@ -68,7 +68,9 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        previous = {number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {
+            number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:
@@ -94,7 +96,8 @@ class TrainingLoop:
     def run(self) -> TrainSummary:
         """Train; every rank calls it and returns the same summary.
 
-        SIGINT and SIGTERM end it after the current step with a checkpoint. Raises TrainingError when the loss is not finite.
+        SIGINT and SIGTERM end it after the current step with a checkpoint. Raises TrainingError when the loss is not
+        finite.
         """
         parts, config = self._parts, self._config
         self._resume()
@@ -139,7 +142,9 @@ class TrainingLoop:
         if self._saved_step != state.step:
             self._save()
         if state.step < config.steps:
-            self._progress.message(f"stopped after step {state.step}; start the same command again to go on from there")
+            self._progress.message(
+                f"stopped after step {state.step}; start the same command again to go on from there"
+            )
 
     def _step(self, step_batch: StepBatch) -> tuple[torch.Tensor, float | None]:
         """One optimiser step; returns this rank's share of the loss and the gradient norm."""
@@ -148,8 +153,8 @@ class TrainingLoop:
         counts = GlobalCounts(step_batch.n_systems_global, step_batch.n_free_atoms_global)
         n_real = len(step_batch.micro_batches) - step_batch.n_padding
         total = torch.zeros((), device=parts.device)
-        for index, (batch, topology) in enumerate(step_batch.micro_batches):
-            batch, topology = batch.to(parts.device), topology.to(parts.device)
+        for index, (on_host, topology_on_host) in enumerate(step_batch.micro_batches):
+            batch, topology = on_host.to(parts.device), topology_on_host.to(parts.device)
             with torch.autocast(parts.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 predictions = parts.engine.forward(batch, topology)
             share = loss_share(predictions, batch, config.loss, parts.potential.normalization, counts)
@@ -165,10 +170,12 @@ class TrainingLoop:
         """Raise TrainingError on every rank if the loss of any rank is not finite."""
         error = None
         if not math.isfinite(float(share.detach())):
-            systems = ", ".join(f"{s}/{f}" for s, f in zip(batch.sid.tolist(), batch.fid.tolist(), strict=True))
+            systems = ", ".join(
+                f"{s}/{f}" for s, f in zip(batch.sid.tolist(), batch.fid.tolist(), strict=True)
+            )
             error = TrainingError(
-                f"the loss is not finite at step {self._state.step + 1}; the batch holds the systems (sid/frame) {systems}; "
-                "check their labels or lower optim.lr, then start again from the last checkpoint"
+                f"the loss is not finite at step {self._state.step + 1}; "
+                f"the batch holds the systems (sid/frame) {systems}; check their labels or lower optim.lr, then start again from the last checkpoint"
             )
         group.raise_together(error)
 
@@ -255,4 +262,3 @@ class _Window:
         if self._norms:
             found["gradient_norm"] = sum(self._norms) / len(self._norms)
         return found
-

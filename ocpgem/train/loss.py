@@ -18,7 +18,11 @@ class GlobalCounts:
 
 
 def loss_share(
-    predictions: Predictions, batch: Any, weights: LossSection, normalization: Normalization, counts: GlobalCounts
+    predictions: Predictions,
+    batch: Any,
+    weights: LossSection,
+    normalization: Normalization,
+    counts: GlobalCounts,
 ) -> Tensor:
     """This micro-batch's share of the step's loss: the shares of all ranks and micro-batches add up to the global mean.
 
@@ -30,5 +34,8 @@ def loss_share(
         error = predictions.forces - batch.forces
         free = (~batch.fixed.bool()).to(error.dtype)
         force_error = (error.square().sum(dim=1) + 1e-24).sqrt()
-        loss = loss + weights.forces / (normalization.forces_std * counts.n_free_atoms) * (force_error * free).sum()
+        loss = (
+            loss
+            + weights.forces / (normalization.forces_std * counts.n_free_atoms) * (force_error * free).sum()
+        )
     return loss

@@ -19,7 +19,9 @@ def fit_normalization(dataset: Dataset, forces: bool) -> Normalization:
     for index in indices.tolist():
         system = dataset[index]
         if system.energy is None or (forces and system.forces is None):
-            raise DataError(f"{system.where} has no {'energy' if system.energy is None else 'forces'} to train on")
+            raise DataError(
+                f"{system.where} has no {'energy' if system.energy is None else 'forces'} to train on"
+            )
         energies.append(system.energy)
         if system.forces is not None:
             free = system.forces[~system.fixed]

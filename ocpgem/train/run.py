@@ -50,7 +50,13 @@ def train(config: TrainConfig, run_path: Path) -> TrainSummary:
     settings = WorkerSettings(workers=config.data.workers, pin_memory=device.type == "cuda")
     recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements)
     loader = TrainLoader(
-        recipe, config.data.batch_size, config.seed, group.rank(), group.world_size(), config.data.max_edges, settings
+        recipe,
+        config.data.batch_size,
+        config.seed,
+        group.rank(),
+        group.world_size(),
+        config.data.max_edges,
+        settings,
     )
     engine = Engine(potential, config.optim, config.parallel.zero_stage, device)
     parts = RunParts(
@@ -68,7 +74,9 @@ def train(config: TrainConfig, run_path: Path) -> TrainSummary:
     return TrainingLoop(parts).run()
 
 
-def prepare_potential(config: TrainConfig, train_set: Dataset, run: RunDirectory, console: Console) -> Potential:
+def prepare_potential(
+    config: TrainConfig, train_set: Dataset, run: RunDirectory, console: Console
+) -> Potential:
     """The model of a run before its first step, normalisation and scale factors fitted; the same on every rank.
 
     Fitted values are kept in `preparation.json` of the run directory, so that they are fitted once.
@@ -136,7 +144,9 @@ def fit_scales(
     """Fit the scale factors of `potential` on the first batches of the training order."""
     device = choose_device()
     recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements)
-    loader = TrainLoader(recipe, min(config.data.batch_size, _FITTING_BATCH), config.seed, max_edges=config.data.max_edges)
+    loader = TrainLoader(
+        recipe, min(config.data.batch_size, _FITTING_BATCH), config.seed, max_edges=config.data.max_edges
+    )
     steps = loader.steps()
     batches = []
     for _ in range(min(config.scale_factors.batches, loader.steps_per_epoch)):
@@ -159,7 +169,9 @@ def read_scale_factors(file: Path) -> dict[str, float]:
         content = json.loads(file.read_text())
         return {str(name): float(value) for name, value in content.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(f"scale_factors.file: {file} cannot be read as a map of names to factors: {error}") from error
+        raise ConfigError(
+            f"scale_factors.file: {file} cannot be read as a map of names to factors: {error}"
+        ) from error
 
 
 def _apply_factors(potential: Potential, values: dict[str, float], origin: str) -> None:

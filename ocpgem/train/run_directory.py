@@ -71,7 +71,7 @@ class RunDirectory:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and git commit."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)
@@ -96,6 +96,7 @@ def _git_commit() -> str | None:
             ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],
             capture_output=True,
             text=True,
+            check=False,
             timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):

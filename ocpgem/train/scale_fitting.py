@@ -27,7 +27,7 @@ class FittedScale:
     variance_reference: float
 
 
-class _Reached(Exception):
+class _Reached(Exception):  # noqa: N818  (not an error)
     """Ends a forward pass as soon as the factor in question has been seen."""
 
 
@@ -72,7 +72,9 @@ def fit_scale_factors(
     return fitted
 
 
-def _execution_order(potential: Potential, factors: dict[str, ScaleFactor], sample: tuple[Any, Topology]) -> list[str]:
+def _execution_order(
+    potential: Potential, factors: dict[str, ScaleFactor], sample: tuple[Any, Topology]
+) -> list[str]:
     names = {id(scale): name for name, scale in factors.items()}
     order: list[str] = []
 

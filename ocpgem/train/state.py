@@ -37,7 +37,10 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, state: TrainState, engine: Engine, ema: ExponentialMovingAverage) -> Path:
-        """Write the state of the run; every rank calls it. `latest` moves only after every rank has written its part."""
+        """Write the state of the run; every rank calls it.
+
+        `latest` moves only after every rank has written its part.
+        """
         final = self.folder / str(state.step)
         partial = self.folder / f"{state.step}.partial"
         if group.is_main():
@@ -68,7 +71,9 @@ class Checkpoints:
             return None
         folder = self.folder / pointer.read_text().strip()
         if not (folder / STATE_FILE).is_file():
-            raise CheckpointError(f"{pointer} names {folder.name}, but that checkpoint is missing or incomplete")
+            raise CheckpointError(
+                f"{pointer} names {folder.name}, but that checkpoint is missing or incomplete"
+            )
         return folder
 
     def load(self, folder: Path, engine: Engine, ema: ExponentialMovingAverage) -> TrainState:

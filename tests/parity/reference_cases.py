@@ -1,4 +1,4 @@
-"""The released models' recorded inputs and outputs, read as this project's objects (see ../shared/reference/README.md)."""
+"""What the released models computed, read as this project's objects (see ../shared/reference/README.md)."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from ocpgem.graph.topology import GraphSpec, Topology, build_topology
 REFERENCE = Path(__file__).resolve().parents[3] / "shared" / "reference"
 
 needs_reference = pytest.mark.skipif(
-    not REFERENCE.is_dir(), reason="the recorded outputs of the released models (../shared/reference) are not here"
+    not REFERENCE.is_dir(),
+    reason="the recorded outputs of the released models (../shared/reference) are not here",
 )
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tests.parity.reference_cases import ReferenceCase, needs_reference
 
 from ocpgem.errors import CheckpointError
 from ocpgem.models.gemnet.model import GemNet, Structures
 from ocpgem.models.import_weights.fairchem_gemnet_t import config_from_kwargs, convert_state_dict
+from tests.parity.reference_cases import ReferenceCase, needs_reference
 
 pytestmark = needs_reference
 CASES = ["fc_gemnet_dT", "fc_gemnet_T"]
@@ -22,7 +22,9 @@ def released_model(case: ReferenceCase, dtype: torch.dtype) -> GemNet:
 
 def run(case: ReferenceCase, model: GemNet, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     batch = case.batch(dtype)
-    energy, forces = model(Structures(batch.pos, batch.cell, batch.atomic_numbers), case.topology(model.graph_spec))
+    energy, forces = model(
+        Structures(batch.pos, batch.cell, batch.atomic_numbers), case.topology(model.graph_spec)
+    )
     assert forces is not None
     return energy, forces
 
@@ -83,7 +85,7 @@ def test_a_state_dict_with_a_missing_and_a_foreign_key_is_refused_with_both_name
     case = ReferenceCase.load("fc_gemnet_dT")
     broken = dict(case.state_dict)
     broken["int_blocks.0.dense_xx.linear.weight"] = broken.pop("int_blocks.0.dense_ca.linear.weight")
-    with pytest.raises(CheckpointError, match="dense_xx.*blocks.0.dense.weight.*dense_ca"):
+    with pytest.raises(CheckpointError, match=r"dense_xx.*blocks.0.dense.weight.*dense_ca"):
         convert_state_dict(config_from_kwargs(case.kwargs), broken, "broken.pt")
 
 

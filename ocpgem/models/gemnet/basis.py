@@ -1,4 +1,4 @@
-"""Radial bases, envelopes and spherical harmonics. All arguments are distances in units of the cutoff or unit vectors."""
+"""Radial bases, envelopes and spherical harmonics, of distances in units of the cutoff and of unit vectors."""
 
 import math
 from typing import Literal
@@ -142,7 +142,9 @@ def scaled_harmonics(direction: Tensor, n_spherical: int) -> Tensor:
         scale = (4 * math.pi / (2 * degree + 1)) ** 0.25
         for order in range(-degree, degree + 1):
             m = abs(order)
-            norm = math.sqrt((2 * degree + 1) / (4 * math.pi) * math.factorial(degree - m) / math.factorial(degree + m))
+            norm = math.sqrt(
+                (2 * degree + 1) / (4 * math.pi) * math.factorial(degree - m) / math.factorial(degree + m)
+            )
             norm *= scale * (math.sqrt(2) if m else 1)
             azimuthal = sines[m] if order < 0 else cosines[m]
             columns.append(norm * legendre[degree][m] * azimuthal)

@@ -8,7 +8,10 @@ from ocpgem.config import Section
 from ocpgem.models.gemnet.basis import RadialBasisConfig
 
 Forces = Literal["direct", "gradient", "none"]
-FORCES_OF_VARIANT: dict[str, tuple[Forces, ...]] = {"gemnet_T": ("gradient", "none"), "gemnet_dT": ("direct",)}
+FORCES_OF_VARIANT: dict[str, tuple[Forces, ...]] = {
+    "gemnet_T": ("gradient", "none"),
+    "gemnet_dT": ("direct",),
+}
 """The ways of getting forces that each variant allows, its default first."""
 
 
@@ -24,7 +27,9 @@ class TripletConfig(Section):
 
     in_dim: int = Field(64, ge=1, description="channels of the edges b -> a that are summed")
     out_dim: int = Field(64, ge=1, description="channels after the bilinear layer")
-    circular_dim: int = Field(16, ge=1, description="channels of the projected radial part of the circular basis")
+    circular_dim: int = Field(
+        16, ge=1, description="channels of the projected radial part of the circular basis"
+    )
 
 
 class LayerConfig(Section):
@@ -50,7 +55,9 @@ class GemNetConfig(Section):
     neighbors: NeighborConfig = NeighborConfig()
     triplets: TripletConfig = TripletConfig()
     layers: LayerConfig = LayerConfig()
-    extensive: bool = Field(True, description="the energy is the sum (true) or the mean of the atoms' energies")
+    extensive: bool = Field(
+        True, description="the energy is the sum (true) or the mean of the atoms' energies"
+    )
     output_init: Literal["he_orthogonal", "zeros"] = "he_orthogonal"
     n_elements: int = Field(83, ge=1, le=118, description="largest atomic number with an embedding")
 
@@ -67,5 +74,7 @@ class GemNetConfig(Section):
     def _forces_fit_the_variant(self) -> "GemNetConfig":
         allowed = FORCES_OF_VARIANT[self.variant]
         if self.forces not in allowed:
-            raise ValueError(f"forces is {self.forces!r}, but {self.variant} allows only {' or '.join(allowed)}")
+            raise ValueError(
+                f"forces is {self.forces!r}, but {self.variant} allows only {' or '.join(allowed)}"
+            )
         return self

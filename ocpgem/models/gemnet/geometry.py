@@ -20,7 +20,8 @@ class EdgeGeometry:
 def edge_geometry(pos: Tensor, cell: Tensor, batch: Tensor, edges: EdgeSet) -> EdgeGeometry:
     """Distances and directions of the edges.
 
-    pos [n_atoms, 3] and cell [n_systems, 3, 3] (rows are lattice vectors) in A; batch [n_atoms] is the system of each atom.
+    pos [n_atoms, 3] and cell [n_systems, 3, 3] (rows are lattice vectors) in A; batch [n_atoms] is the system of
+    each atom.
     """
     source, target = edges.edge_index
     # [n_edges, 1, 3] @ [n_edges, 3, 3] -> [n_edges, 3]

@@ -14,7 +14,7 @@ Observer = Callable[["ScaleFactor", Tensor, Tensor | None], None]
 
 
 def float32_region(like: Tensor) -> torch.autocast:
-    """A context in which autocast is off: geometry, bases, sums and output layers stay in the precision of the weights."""
+    """Autocast is off within: geometry, bases, sums and output layers stay in the precision of the weights."""
     return torch.autocast(like.device.type, enabled=False)
 
 

@@ -66,7 +66,9 @@ class GemNet(nn.Module):
         n_radial = config.radial_basis.n_radial
         self.radial_basis = RadialBasis(config.radial_basis, config.neighbors.cutoff)
         self.circular_radial_basis = (
-            RadialBasis(config.radial_basis, config.neighbors.cutoff) if self.radial_basis.is_trainable else None
+            RadialBasis(config.radial_basis, config.neighbors.cutoff)
+            if self.radial_basis.is_trainable
+            else None
         )
         self.basis_projection = BasisProjection(config)
         self.atom_embedding = AtomEmbedding(config.n_elements, config.atom_dim)
@@ -88,7 +90,9 @@ class GemNet(nn.Module):
             (gradient,) = torch.autograd.grad(energy.sum(), pos, create_graph=differentiable)
         return energy if differentiable else energy.detach(), -gradient
 
-    def _energy_and_direct_forces(self, structures: Structures, topology: Topology) -> tuple[Tensor, Tensor | None]:
+    def _energy_and_direct_forces(
+        self, structures: Structures, topology: Topology
+    ) -> tuple[Tensor, Tensor | None]:
         edges = topology.main
         with float32_region(structures.pos):
             geometry = edge_geometry(structures.pos, structures.cell, topology.batch, edges)

@@ -61,5 +61,7 @@ class TripletInteraction(nn.Module):
             summed = angular_sum(pad(x.to(basis.harmonics.dtype), edges), basis.harmonics, self.n_spherical)
         summed = unpad(summed, edges)  # [n_edges, n_spherical, in_dim]
         combined = (basis.circular @ summed).flatten(1)  # [n_edges, circular_dim * in_dim]
-        weight = self.scale_sum(self.bilinear).transpose(0, 1).flatten(0, 1)  # [circular_dim * in_dim, out_dim]
+        weight = (
+            self.scale_sum(self.bilinear).transpose(0, 1).flatten(0, 1)
+        )  # [circular_dim * in_dim, out_dim]
         return combined @ weight

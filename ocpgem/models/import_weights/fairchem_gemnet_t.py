@@ -22,14 +22,27 @@ def config_from_kwargs(kwargs: Mapping[str, Any]) -> GemNetConfig:
     Raises CheckpointError naming an argument that has no counterpart.
     """
     args = {"regress_forces": True, "direct_forces": False, **kwargs}
-    for ignored in ("otf_graph", "use_pbc", "use_pbc_single", "scale_file", "num_targets", "num_atoms", "bond_feat_dim"):
+    for ignored in (
+        "otf_graph",
+        "use_pbc",
+        "use_pbc_single",
+        "scale_file",
+        "num_targets",
+        "num_atoms",
+        "bond_feat_dim",
+    ):
         args.pop(ignored, None)
     if args.pop("activation", "swish") not in ("silu", "swish"):
-        raise CheckpointError("only the activation silu (swish) is supported; no released GemNet uses another")
+        raise CheckpointError(
+            "only the activation silu (swish) is supported; no released GemNet uses another"
+        )
     if args.pop("cbf", {"name": "spherical_harmonics"})["name"] != "spherical_harmonics":
         raise CheckpointError("only the circular basis spherical_harmonics is supported for GemNet-T")
     regress, direct = args.pop("regress_forces"), args.pop("direct_forces")
-    rbf, envelope = args.pop("rbf", {"name": "gaussian"}), args.pop("envelope", {"name": "polynomial", "exponent": 5})
+    rbf, envelope = (
+        args.pop("rbf", {"name": "gaussian"}),
+        args.pop("envelope", {"name": "polynomial", "exponent": 5}),
+    )
     output_init = args.pop("output_init", "HeOrthogonal").lower()
     config = {
         "variant": "gemnet_dT" if direct and regress else "gemnet_T",
@@ -57,7 +70,9 @@ def config_from_kwargs(kwargs: Mapping[str, Any]) -> GemNetConfig:
         "n_elements": args.pop("num_elements", 83),
     }
     if args:
-        raise CheckpointError(f"arguments of the released GemNet-T without a counterpart: {', '.join(sorted(args))}")
+        raise CheckpointError(
+            f"arguments of the released GemNet-T without a counterpart: {', '.join(sorted(args))}"
+        )
     return GemNetConfig.model_validate(config)
 
 

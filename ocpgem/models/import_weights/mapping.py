@@ -31,7 +31,9 @@ class KeyMap:
             return
         self._unused.remove(alias)
         if not self._source[alias].equal(self._source[original]):
-            raise CheckpointError(f"{self._origin}: {alias} differs from {original}, of which it should be a second name")
+            raise CheckpointError(
+                f"{self._origin}: {alias} differs from {original}, of which it should be a second name"
+            )
 
     def drop_constant(self, key: str, expected: Tensor) -> None:
         """Drop a stored constant that we compute ourselves, after checking that it agrees."""
@@ -39,8 +41,12 @@ class KeyMap:
             return
         self._unused.remove(key)
         value = self._source[key]
-        if value.shape != expected.shape or not value.double().allclose(expected.double(), rtol=1e-6, atol=1e-7):
-            raise CheckpointError(f"{self._origin}: the constant {key} does not have the value that its settings imply")
+        if value.shape != expected.shape or not value.double().allclose(
+            expected.double(), rtol=1e-6, atol=1e-7
+        ):
+            raise CheckpointError(
+                f"{self._origin}: the constant {key} does not have the value that its settings imply"
+            )
 
     def keys_below(self, prefix: str) -> list[str]:
         """The source keys not yet used that start with `prefix`."""
@@ -58,9 +64,9 @@ class KeyMap:
             if key in expected and value.shape != expected[key].shape
         ]
         if self._unused or unfilled or shapes:
+            missing = sorted(set(unfilled) | set(self.missing))
             raise CheckpointError(
-                f"{self._origin} does not fit the model: "
-                f"unused keys {sorted(self._unused) or 'none'}; missing {sorted(set(unfilled) | set(self.missing)) or 'none'}; "
-                f"wrong shapes {shapes or 'none'}"
+                f"{self._origin} does not fit the model: unused keys {sorted(self._unused) or 'none'}; "
+                f"missing {missing or 'none'}; wrong shapes {shapes or 'none'}"
             )
         return self.target

@@ -27,7 +27,8 @@ def test_polynomial_envelope_is_smooth_at_the_cutoff() -> None:
     u = torch.tensor(1 - 1e-6, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(polynomial_envelope(u, 5), u, create_graph=True)
     (curvature,) = torch.autograd.grad(slope, u)
-    assert abs(slope.item()) < 1e-9 and abs(curvature.item()) < 1e-3
+    assert abs(slope.item()) < 1e-9
+    assert abs(curvature.item()) < 1e-3
 
 
 def test_exponential_envelope_has_its_known_values_and_finite_gradients() -> None:
@@ -59,7 +60,8 @@ def test_every_radial_basis_vanishes_at_the_cutoff(name: str, envelope: str) -> 
     config = RadialBasisConfig.model_validate({"name": name, "n_radial": 8, "envelope": {"name": envelope}})
     values = RadialBasis(config, cutoff=6.0)(torch.tensor([3.0, 6.0, 6.5]))
     assert values.shape == (3, 8)
-    assert values[0].abs().max() > 0 and values[1:].abs().max() == 0
+    assert values[0].abs().max() > 0
+    assert values[1:].abs().max() == 0
 
 
 def random_directions(n: int) -> torch.Tensor:
@@ -91,6 +93,9 @@ def test_the_product_of_a_direction_with_itself_is_the_excluded_constant() -> No
 def test_harmonics_have_finite_second_derivatives_at_the_poles(pole: list[float]) -> None:
     direction = torch.tensor([pole], dtype=torch.float64, requires_grad=True)
     weights = torch.arange(1.0, 50.0, dtype=torch.float64)
-    (first,) = torch.autograd.grad((scaled_harmonics(direction, 7) * weights).sum(), direction, create_graph=True)
+    (first,) = torch.autograd.grad(
+        (scaled_harmonics(direction, 7) * weights).sum(), direction, create_graph=True
+    )
     (second,) = torch.autograd.grad(first.sum(), direction)
-    assert torch.isfinite(first).all() and torch.isfinite(second).all()
+    assert torch.isfinite(first).all()
+    assert torch.isfinite(second).all()

@@ -34,7 +34,9 @@ def orthogonal_matrix(determinant: int, dtype: torch.dtype) -> torch.Tensor:
 @each_variant
 @each_dtype
 @pytest.mark.parametrize("determinant", [1, -1], ids=["rotation", "reflection"])
-def test_energy_is_unchanged_and_forces_turn_with_the_structure(variant: str, dtype: torch.dtype, determinant: int) -> None:
+def test_energy_is_unchanged_and_forces_turn_with_the_structure(
+    variant: str, dtype: torch.dtype, determinant: int
+) -> None:
     potential, batch = small_potential(variant, dtype), random_slabs(dtype=dtype)
     energy, forces = energy_and_forces(potential, batch)
     turn = orthogonal_matrix(determinant, dtype)
@@ -161,7 +163,8 @@ def test_prediction_needs_no_caller_that_records_gradients(variant: str) -> None
     recorded = energy_and_forces(potential, batch)
     with torch.no_grad():
         silent = potential(batch, topology_of(batch, potential.graph_spec))
-    assert not silent.energy.requires_grad and not silent.forces.requires_grad
+    assert not silent.energy.requires_grad
+    assert not silent.forces.requires_grad
     torch.testing.assert_close(silent.energy, recorded[0])
     torch.testing.assert_close(silent.forces, recorded[1])
 
