@@ -175,7 +175,8 @@ class TrainingLoop:
             )
             error = TrainingError(
                 f"the loss is not finite at step {self._state.step + 1}; "
-                f"the batch holds the systems (sid/frame) {systems}; check their labels or lower optim.lr, then start again from the last checkpoint"
+                f"the batch holds the systems (sid/frame) {systems}; "
+                "check their labels or lower optim.lr, then start again from the last checkpoint"
             )
         group.raise_together(error)
 
