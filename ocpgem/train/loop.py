@@ -17,7 +17,7 @@ from rich.console import Console
 from ocpgem.checkpoint import MODEL_FILE, save_potential
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import StepBatch, TrainLoader
-from ocpgem.errors import TrainingError
+from ocpgem.errors import OcpgemError, TrainingError
 from ocpgem.evaluate.predict import Effort, evaluate
 from ocpgem.models.potential import Potential
 from ocpgem.parallel import group
@@ -25,7 +25,7 @@ from ocpgem.train.config import TrainConfig
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
 from ocpgem.train.logger import MetricLogger, TrainingProgress
-from ocpgem.train.loss import GlobalCounts, loss_share
+from ocpgem.train.loss import GlobalCounts, loss_share, require_labels
 from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.schedule import learning_rate
 from ocpgem.train.state import Checkpoints, TrainState
@@ -107,6 +107,10 @@ class TrainingLoop:
         with self._stop.listening(), self._progress.shown():
             try:
                 self._train()
+            except OcpgemError as error:
+                if group.is_main():
+                    log.error("%s", error)
+                raise
             finally:
                 if self._logger is not None:
                     self._logger.close()
@@ -125,8 +129,7 @@ class TrainingLoop:
         window = _Window(self._parts.device)
         steps = self._parts.loader.steps(state.step)
         with closing(steps):  # type: ignore[type-var]
-            while state.step < config.steps and not self._should_stop():
-                step_batch = next(steps)
+            while state.step < config.steps and (step_batch := self._next(steps)) is not None:
                 loss, norm = self._step(step_batch)
                 state.step += 1
                 self._parts.ema.update(state.step)
@@ -180,8 +183,23 @@ class TrainingLoop:
             )
         group.raise_together(error)
 
-    def _should_stop(self) -> bool:
-        return bool(group.all_reduce_max(torch.tensor(float(self._stop.arrived))))
+    def _next(self, steps: Iterator[StepBatch]) -> StepBatch | None:
+        """What to compute next, or None when any rank was asked to stop.
+
+        Raises on every rank what the data of any rank raise, so that none waits for one that has failed.
+        """
+        step_batch, error = None, None
+        try:
+            step_batch = next(steps)
+            for batch, _ in step_batch.micro_batches:
+                require_labels(batch, forces=self._config.model.forces != "none")
+        except OcpgemError as caught:
+            error = caught
+        wants = group.all_reduce_max(torch.tensor([float(self._stop.arrived), float(error is not None)]))
+        stop, failed = wants.tolist()
+        if failed:
+            group.raise_together(error)
+        return None if stop else step_batch
 
     def _report(self, window: "_Window", epoch: float) -> None:
         config, state = self._config, self._state

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ocpgem.errors import DataError
 from ocpgem.models.potential import Normalization, Predictions
 from ocpgem.train.config import LossSection
 
@@ -39,3 +40,10 @@ def loss_share(
             + weights.forces / (normalization.forces_std * counts.n_free_atoms) * (force_error * free).sum()
         )
     return loss
+
+
+def require_labels(batch: Any, forces: bool) -> None:
+    """Raise DataError, naming the first system of the batch, unless there is something to train on."""
+    for key in ("energy", "forces") if forces else ("energy",):
+        if batch.get(key) is None:
+            raise DataError(f"sid {int(batch.sid[0])}, frame {int(batch.fid[0])} has no {key} to train on")

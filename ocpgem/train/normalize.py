@@ -12,7 +12,7 @@ MAX_RECORDS = 5000
 def fit_normalization(dataset: Dataset, forces: bool) -> Normalization:
     """Mean and standard deviation of the energy, and root mean square of the force components of free atoms.
 
-    Reads at most 5,000 records, evenly spaced. Raises DataError naming a record without the labels.
+    Reads at most 5,000 records, evenly spaced. Raises DataError naming a record that lacks the labels or is unusable.
     """
     indices = np.linspace(0, len(dataset) - 1, min(len(dataset), MAX_RECORDS)).astype(int)
     energies, squares, count = [], 0.0, 0
@@ -22,6 +22,7 @@ def fit_normalization(dataset: Dataset, forces: bool) -> Normalization:
             raise DataError(
                 f"{system.where} has no {'energy' if system.energy is None else 'forces'} to train on"
             )
+        system.validate()
         energies.append(system.energy)
         if system.forces is not None:
             free = system.forces[~system.fixed]
