@@ -1,13 +1,14 @@
 """Model files: what a potential is (configuration, normalisation) and its weights, in one file that cannot run code."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ocpgem.config import dump_config, parse_config
-from ocpgem.errors import CheckpointError, RequestError
+from ocpgem.errors import CheckpointError, RequestError, one_line
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.potential import Normalization, Potential
 
@@ -26,11 +27,15 @@ def save_potential(potential: Potential, path: Path, extra: dict[str, Any] | Non
         "extra": extra or {},
     }
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def load_potential(path: str | Path) -> Potential:
@@ -46,7 +51,7 @@ def load_potential(path: str | Path) -> Potential:
     try:
         potential.load_state_dict(content["state_dict"])
     except RuntimeError as error:
-        raise CheckpointError(f"{file} does not fit its own configuration: {error}") from error
+        raise CheckpointError(f"{file} does not fit its own configuration: {one_line(error)}") from error
     return potential.eval()
 
 
@@ -71,14 +76,17 @@ def find_model_file(path: Path) -> Path:
 def read_model_file(file: Path) -> dict[str, Any]:
     """The content of a model file; only tensors and plain values are ever constructed."""
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of foreign files, which end in an error anyway
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} cannot be read as a model file: {reason}") from error
+        raise CheckpointError(f"{file} cannot be read as a model file: {one_line(error)}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{file} is not a model file of ocpgem")
-    if content["version"] != _VERSION:
+    if content.get("version") != _VERSION:
         raise CheckpointError(
-            f"{file} has version {content['version']}, but this program reads version {_VERSION}"
+            f"{file} has version {content.get('version')}, but this program reads version {_VERSION}"
         )
+    missing = [key for key in ("model", "normalization", "state_dict") if key not in content]
+    if missing:
+        raise CheckpointError(f"{file} is incomplete: it lacks {', '.join(missing)}")
     return content

@@ -31,3 +31,9 @@ class CheckpointError(OcpgemError):
 
 class TrainingError(OcpgemError):
     """Training cannot go on; the message names the step and the systems involved."""
+
+
+def one_line(error: BaseException) -> str:
+    """The kind of a foreign error and the first line of what it says, to quote inside a sentence."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocpgem.errors import CheckpointError
+from ocpgem.errors import CheckpointError, one_line
 from ocpgem.models.potential import Potential, Predictions
 from ocpgem.parallel import group
 from ocpgem.train.config import OptimSection
@@ -73,12 +73,8 @@ class Engine:
         """Read what `save` wrote; raises CheckpointError if it is incomplete or from another number of ranks."""
         try:
             loaded, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
-        except (
-            Exception
-        ) as error:  # DeepSpeed and torch raise many kinds for files that are damaged or do not fit
-            raise CheckpointError(
-                f"{folder} cannot be resumed from: {type(error).__name__}: {error}"
-            ) from error
+        except Exception as error:  # DeepSpeed and torch raise many kinds for damaged files
+            raise CheckpointError(f"{folder} cannot be resumed from: {one_line(error)}") from error
         if loaded is None:
             raise CheckpointError(f"{folder} cannot be resumed from: its files are missing")
 
@@ -105,6 +101,8 @@ def _import_deepspeed() -> Any:
         from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    # DeepSpeed still calls what torch 2.13 has renamed; users can do nothing about it.
+    warnings.filterwarnings("ignore", r".*all_gather_into_tensor. is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_init_required=False)
     return deepspeed

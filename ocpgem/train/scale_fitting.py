@@ -121,4 +121,4 @@ def _fit_one(
 
 
 def _mean_variance(x: Tensor) -> float:
-    return float(x.float().var(dim=0, unbiased=True).mean()) if x.shape[0] > 1 else 0.0
+    return float(x.detach().float().var(dim=0, unbiased=True).mean()) if x.shape[0] > 1 else 0.0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ocpgem.checkpoint import MODEL_FILE, save_potential
-from ocpgem.errors import CheckpointError
+from ocpgem.errors import CheckpointError, one_line
 from ocpgem.parallel import group
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
@@ -99,7 +99,7 @@ def _read_state(file: Path) -> dict[str, Any]:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise CheckpointError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {one_line(error)}") from error
 
 
 def _flush_to_disk(file: Path) -> None:
