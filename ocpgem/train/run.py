@@ -41,11 +41,26 @@ def train(config: TrainConfig, run_path: Path) -> TrainSummary:
     train_set, val_sets = _open_data(config)
     run = RunDirectory(run_path)
     _prepare_on_main(run, config, device)
+    with run.discarded_on_failure():
+        parts = _assemble(config, run, train_set, val_sets, device, console)
+    return TrainingLoop(parts).run()
+
+
+def _assemble(
+    config: TrainConfig,
+    run: RunDirectory,
+    train_set: Dataset,
+    val_sets: dict[str, Dataset],
+    device: torch.device,
+    console: Console,
+) -> RunParts:
+    """Everything the loop works with."""
     potential = prepare_potential(config, train_set, run, console)
     console.print(
         f"{config.model.variant} with {n_parameters(potential):,} parameters, {len(train_set):,} training systems, "
-        f"{group.world_size()} rank(s) on {device.type}; run directory {run_path}",
+        f"{group.world_size()} rank(s) on {device.type}; run directory {run.path}",
         highlight=False,
+        soft_wrap=True,
     )
     settings = WorkerSettings(workers=config.data.workers, pin_memory=device.type == "cuda")
     recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements)
@@ -59,7 +74,7 @@ def train(config: TrainConfig, run_path: Path) -> TrainSummary:
         settings,
     )
     engine = Engine(potential, config.optim, config.parallel.zero_stage, device)
-    parts = RunParts(
+    return RunParts(
         config=config,
         potential=potential,
         engine=engine,
@@ -71,7 +86,6 @@ def train(config: TrainConfig, run_path: Path) -> TrainSummary:
         console=console,
         device=device,
     )
-    return TrainingLoop(parts).run()
 
 
 def prepare_potential(

@@ -3,9 +3,12 @@
 import json
 import logging
 import platform
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,17 +33,24 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.best = path / "best"
         self.metrics_file = path / "metrics.jsonl"
+        self._is_new = False
 
     def prepare(self, config: TrainConfig, facts: dict[str, Any]) -> None:
         """Create the folder, or check that it belongs to a run with the same configuration.
 
-        Raises RequestError naming the keys that differ.
+        A run that failed before its first result may be begun anew with another configuration. Raises RequestError
+        naming the keys that differ.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise RequestError(f"{self.path} is a file; choose another --run-dir")
+        self._is_new = not self.path.exists()
         config_file = self.path / "config.yaml"
         if config_file.is_file():
             previous = parse_config(config_file.read_text(), TrainConfig, str(config_file))
             differing = _differing_keys(previous.model_dump(), config.model_dump())
-            if differing:
+            if differing and not self._has_results():
+                self._begin_anew()
+            elif differing:
                 raise RequestError(
                     f"{self.path} holds a run with another configuration ({', '.join(differing)} differ); "
                     "choose another --run-dir or remove it"
@@ -50,6 +60,24 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         config_file.write_text(dump_config(config))
         (self.path / "environment.json").write_text(json.dumps(environment() | facts, indent=2) + "\n")
+
+    @contextmanager
+    def discarded_on_failure(self) -> Iterator[None]:
+        """Remove the folder again if `prepare` made it and the work within the context fails."""
+        try:
+            yield
+        except BaseException:
+            if self._is_new:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+
+    def _has_results(self) -> bool:
+        return (self.checkpoints / "latest").exists() or self.best.exists()
+
+    def _begin_anew(self) -> None:
+        (self.path / "preparation.json").unlink(missing_ok=True)
+        self.metrics_file.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
     def open_log(self) -> None:
         """Write everything that is logged to log.txt as well."""
