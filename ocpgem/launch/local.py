@@ -177,6 +177,8 @@ def _show_errors(failed: _Rank, main: _Rank) -> None:
         return
     failed.errors.seek(0)
     lines = failed.errors.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+    if not lines and main.code() == failed.code():
+        return  # both failed for the reason that rank 0 has given
     sys.stderr.write(f"Rank {failed.number} failed first, with exit code {failed.code()}:\n")
     sys.stderr.writelines(f"[rank {failed.number}] {line}\n" for line in lines)
 
