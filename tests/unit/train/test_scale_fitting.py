@@ -1,0 +1,118 @@
+"""Scale factors: each restores the variance of its reference, with all earlier ones active."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocpgem.data.dataset import InMemoryDataset
+from ocpgem.data.loader import Recipe, TrainLoader
+from ocpgem.errors import TrainingError
+from ocpgem.models.gemnet.layers import ScaleFactor
+from ocpgem.models.potential import Normalization, Potential
+from ocpgem.train.scale_fitting import fit_scale_factors, needs_fitting, scale_factors
+from tests.structures import small_config
+from tests.tiny_runs import random_system, random_systems
+
+
+def make_potential(variant: str) -> Potential:
+    torch.manual_seed(0)
+    return Potential(small_config(variant), Normalization())
+
+
+def make_batches(potential: Potential, n: int = 9, batch_size: int = 3) -> list[tuple[Any, Any]]:
+    recipe = Recipe(InMemoryDataset(list(random_systems(n))), potential.graph_spec)
+    steps = TrainLoader(recipe, batch_size, seed=0).steps()
+    return [next(steps).micro_batches[0] for _ in range(n // batch_size)]
+
+
+def measured_ratios(potential: Potential, batches: list[tuple[Any, Any]]) -> dict[str, tuple[float, float]]:
+    """For every factor, in order of execution: variance of its activation as it now is, and of its reference."""
+    totals: dict[str, Tensor] = {}
+
+    def mean_variance(x: Tensor) -> float:
+        return float(x.detach().double().var(dim=0, correction=1).mean())
+
+    for name, scale in scale_factors(potential).items():
+
+        def record(_: ScaleFactor, x: Tensor, reference: Tensor | None, name: str = name) -> None:
+            wanted = 1.0 if reference is None else mean_variance(reference)
+            weighted = torch.tensor([mean_variance(x), wanted], dtype=torch.float64) * x.shape[0]
+            totals[name] = totals.get(name, torch.zeros(2, dtype=torch.float64)) + weighted
+
+        scale.observer = record
+    with torch.no_grad():
+        for batch, topology in batches:
+            potential(batch, topology)
+    for scale in scale_factors(potential).values():
+        scale.observer = None
+    return {name: (float(total[0]), float(total[1])) for name, total in totals.items()}
+
+
+@pytest.mark.parametrize("variant", ["gemnet_dT", "gemnet_T"])
+def test_every_fitted_factor_gives_its_activation_the_variance_of_its_reference(variant: str) -> None:
+    potential = make_potential(variant)
+    batches = make_batches(potential)
+    assert needs_fitting(potential)
+    reported = []
+    fitted = fit_scale_factors(
+        potential, batches, lambda scale, number, total: reported.append((number, total))
+    )
+    assert not needs_fitting(potential)
+    measured = measured_ratios(potential, batches)
+    assert [scale.name for scale in fitted] == list(measured)
+    assert set(measured) == set(scale_factors(potential))
+    assert reported == [(i + 1, len(fitted)) for i in range(len(fitted))]
+    for scale in fitted:
+        # `observe` sees what the scaled weight produced: with the factor active the variances agree.
+        after, reference = measured[scale.name]
+        assert after == pytest.approx(reference, rel=1e-4), scale.name
+        assert scale.variance_before * scale.factor**2 == pytest.approx(scale.variance_reference, rel=1e-6)
+        assert float(scale_factors(potential)[scale.name].factor) == pytest.approx(scale.factor, rel=1e-6)
+
+
+def test_fitting_again_gives_the_same_factors_whatever_they_were() -> None:
+    potential = make_potential("gemnet_dT")
+    batches = make_batches(potential)
+    first = [scale.factor for scale in fit_scale_factors(potential, batches)]
+    for scale in scale_factors(potential).values():
+        scale.set(7.0)
+    assert [scale.factor for scale in fit_scale_factors(potential, batches)] == first
+
+
+def test_the_mode_of_the_model_and_its_weights_stay() -> None:
+    potential = make_potential("gemnet_dT").train()
+    before = [parameter.detach().clone() for parameter in potential.parameters()]
+    fit_scale_factors(potential, make_batches(potential))
+    assert potential.training
+    assert all(torch.equal(a, b) for a, b in zip(before, potential.parameters(), strict=True))
+    assert all(scale.observer is None for scale in scale_factors(potential).values())
+
+
+def test_an_activation_that_does_not_vary_is_refused_by_name() -> None:
+    potential = make_potential("gemnet_dT")
+    with torch.no_grad():
+        potential.model.atom_embedding.weight.zero_()
+        for parameter in potential.parameters():
+            parameter.zero_()
+    with pytest.raises(TrainingError, match=r"Scale factor model\.\S+ cannot be fitted"):
+        fit_scale_factors(potential, make_batches(potential))
+    assert all(scale.observer is None for scale in scale_factors(potential).values())
+
+
+def test_one_atom_of_one_element_in_a_perfect_crystal_is_refused() -> None:
+    import numpy as np
+
+    pos = np.zeros((1, 3), dtype=np.float32)
+    numbers, one = np.array([29], dtype=np.uint8), np.ones(1, dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    cell = np.eye(3, dtype=np.float32) * 2.5
+    system = random_system(
+        rng, 0, pos=pos, cell=cell, atomic_numbers=numbers, tags=one, fixed=one == 0, forces=pos
+    )
+    potential = make_potential("gemnet_dT")
+    recipe = Recipe(InMemoryDataset([system]), potential.graph_spec)
+    batch = next(TrainLoader(recipe, 1, seed=0).steps()).micro_batches[0]
+    with pytest.raises(TrainingError, match="fit on more or larger systems"):
+        fit_scale_factors(potential, [batch])
