@@ -24,6 +24,7 @@ from ocpgem.train.loop import RunParts, TrainingLoop, TrainSummary
 from ocpgem.train.normalize import fit_normalization
 from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors, scale_factors
+from ocpgem.train.state import Checkpoints
 
 log = logging.getLogger("ocpgem")
 _FITTING_BATCH = 16
@@ -209,6 +210,7 @@ def _prepare_on_main(run: RunDirectory, config: TrainConfig, device: torch.devic
     error: OcpgemError | None = None
     if group.is_main():
         try:
+            Checkpoints(run.checkpoints, config.checkpoint.keep).check_resumable()
             run.prepare(config, {"ranks": group.world_size(), "device": device.type})
             run.open_log()
         except OcpgemError as caught:

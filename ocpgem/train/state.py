@@ -4,9 +4,9 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from ocpgem.checkpoint import MODEL_FILE, save_potential
 from ocpgem.errors import CheckpointError, one_line
@@ -76,17 +76,17 @@ class Checkpoints:
             )
         return folder
 
+    def check_resumable(self) -> None:
+        """Raise CheckpointError if the latest checkpoint is damaged or was written by another number of ranks."""
+        folder = self.latest()
+        if folder is not None:
+            _read_state(folder)
+
     def load(self, folder: Path, engine: Engine, ema: ExponentialMovingAverage) -> TrainState:
         """Restore engine and moving average; every rank calls it."""
-        content = _read_state(folder / STATE_FILE)
-        state = TrainState(**content["train_state"])
-        if state.world_size != group.world_size():
-            raise CheckpointError(
-                f"{folder} was written by {state.world_size} ranks and this run has {group.world_size()}; "
-                f"resume it with --nproc {state.world_size}"
-            )
+        state, average = _read_state(folder)
         engine.load(folder)
-        ema.load_state_dict(content["ema"])
+        ema.load_state_dict(average)
         return state
 
     def _remove_old(self) -> None:
@@ -95,11 +95,24 @@ class Checkpoints:
             shutil.rmtree(self.folder / str(step))
 
 
-def _read_state(file: Path) -> dict[str, Any]:
+def _read_state(folder: Path) -> tuple[TrainState, dict[str, Tensor]]:
+    """The state and the averaged weights in a checkpoint."""
+    file = folder / STATE_FILE
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        state, average = TrainState(**content["train_state"]), content["ema"]
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(f"{file} cannot be read: {one_line(error)}") from error
+    if state.world_size != group.world_size():
+        raise CheckpointError(
+            f"{folder} was written by {_ranks(state.world_size)} and this run has {group.world_size()}; "
+            f"resume it with --nproc {state.world_size}"
+        )
+    return state, average
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"
 
 
 def _flush_to_disk(file: Path) -> None:
