@@ -50,13 +50,15 @@ def _display() -> "Progress":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)  # results go to standard output, which may be a file
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),  # results go to standard output, which may be a file
+        console=console,
+        disable=not console.is_terminal,  # a job's log gets no bar
     )
 
 

@@ -210,7 +210,13 @@ def test_both_kinds_of_forces_are_predicted(tmp_path: Path, variant: str) -> Non
     assert np.abs(found["forces"]).max() > 0
 
 
-def test_the_bar_counts_systems(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_counts_systems_on_a_terminal_and_leaves_logs_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    evaluate(Linear(), make_dataset(5), replace(QUIET, progress=True), label="val_id")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes the stream for a terminal
     evaluate(Linear(), make_dataset(5), replace(QUIET, progress=True), label="val_id")
     shown = capsys.readouterr().err
     assert "val_id" in shown
