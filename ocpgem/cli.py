@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from ocpgem import __version__
 from ocpgem.errors import OcpgemError, RequestError
@@ -41,10 +41,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (head, less) has gone; keep Python from complaining again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a path that may not be read or written, a full disk
+        if error.strerror is None:
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            place = f"{error.filename}: " if error.filename else ""
+            print(f"error: {place}{error.strerror}", file=sys.stderr)
+        return OcpgemError.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake in one line, as every other error is reported."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(RequestError.exit_code, f"error: {message}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="main.py", description="Train, evaluate and use GemNet potentials at Open Catalyst scale."
     )
     parser.add_argument("--version", action="version", version=f"ocpgem {__version__}")
@@ -56,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_training(commands: "argparse._SubParsersAction[_Parser]") -> None:
     train = commands.add_parser(
         "train", help="train a model; goes on by itself where the run directory has a checkpoint"
     )
@@ -73,7 +87,7 @@ def _add_training(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     fit.set_defaults(command=_fit_scales)
 
 
-def _add_evaluation(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_evaluation(commands: "argparse._SubParsersAction[_Parser]") -> None:
     evaluate = commands.add_parser("evaluate", help="score a model on labelled data")
     _checkpoint_argument(evaluate)
     evaluate.add_argument(
@@ -108,7 +122,7 @@ def _add_evaluation(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     report.set_defaults(command=_report)
 
 
-def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_data(commands: "argparse._SubParsersAction[_Parser]") -> None:
     data = commands.add_parser("data", help="convert and inspect data sets").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -126,7 +140,7 @@ def _add_data(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     inspect.set_defaults(command=_inspect)
 
 
-def _add_information(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_information(commands: "argparse._SubParsersAction[_Parser]") -> None:
     config = commands.add_parser("config", help="look at a configuration").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -161,15 +175,22 @@ def _inference_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=_positive, default=16, help="systems per batch and rank (default: 16)"
     )
     parser.add_argument("--max-edges", type=_positive, help="edges per batch and rank at most")
-    parser.add_argument("--workers", type=int, default=1, help="loader processes per rank (default: 1)")
+    parser.add_argument(
+        "--workers", type=_not_negative, default=1, help="loader processes per rank (default: 1)"
+    )
     _nproc_argument(parser)
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _not_negative(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def _without_nproc(arguments: list[str]) -> list[str]:
@@ -270,9 +291,10 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from ocpgem.evaluate.report import write_report
+    from ocpgem.evaluate.report import write_overview, write_report
 
     print(f"report written to {write_report(args.run_dir)}")
+    print(f"overview picture written to {write_overview(args.run_dir)}")
     return 0
 
 
