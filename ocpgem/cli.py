@@ -21,7 +21,7 @@ Command = Callable[[argparse.Namespace], int]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 1 the work failed, 2 the request was wrong."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(arguments)
+    args = _parse(arguments)
     try:
         nproc = getattr(args, "nproc", 1)
         if nproc != 1 and "RANK" not in os.environ:
@@ -48,6 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             place = f"{error.filename}: " if error.filename else ""
             print(f"error: {place}{error.strerror}", file=sys.stderr)
         return OcpgemError.exit_code
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse the command line; overrides (KEY=VALUE) may also stand behind options."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    unknown = [item for item in rest if item.startswith("-") or "=" not in item]
+    if rest and (unknown or not hasattr(args, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 class _Parser(argparse.ArgumentParser):
@@ -291,10 +303,9 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from ocpgem.evaluate.report import write_overview, write_report
+    from ocpgem.evaluate.report import write_report
 
     print(f"report written to {write_report(args.run_dir)}")
-    print(f"overview picture written to {write_overview(args.run_dir)}")
     return 0
 
 

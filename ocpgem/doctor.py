@@ -256,6 +256,4 @@ def _ability() -> Iterator[Check]:
         text = f"training on {gpus} GPU{'s' if gpus > 1 else ''} (--nproc {gpus}), evaluation and prediction"
     else:
         text = "the demo, tests, small models and prediction on the CPU; OC20-sized training needs GPUs"
-    if shutil.which("sbatch"):
-        text += "; jobs can be submitted (`python main.py submit`)"
     yield Check("can run", "ok", text)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -34,10 +35,14 @@ class Potential(nn.Module):
     """A batch and its topology -> energies and forces in eV and eV/A.
 
     Forces that are gradients are computed inside `forward`, whether or not the caller records gradients.
+
+    train_in_bf16: in training mode, compute the dense layers in bfloat16. It is entered here and not around the call,
+    because DeepSpeed turns off an autocast that it finds around its engine on a GPU.
     """
 
     def __init__(self, model: GemNetConfig, normalization: Normalization) -> None:
         super().__init__()
+        self.train_in_bf16 = False
         self.model = GemNet(model)
         self.normalization = normalization
 
@@ -54,7 +59,10 @@ class Potential(nn.Module):
         """batch: a PyG batch of `AtomicData`; topology: built with `graph_spec` for the same systems."""
         dtype = self.model.atom_embedding.weight.dtype
         structures = Structures(batch.pos.to(dtype), batch.cell.to(dtype), batch.atomic_numbers)
-        energy, forces = self.model(structures, topology)
+        with torch.autocast(
+            batch.pos.device.type, torch.bfloat16, enabled=self.train_in_bf16 and self.training
+        ):
+            energy, forces = self.model(structures, topology)
         norm = self.normalization
         if forces is not None:
             std = norm.energy_std if self.config.forces == "gradient" else norm.forces_std

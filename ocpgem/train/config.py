@@ -18,7 +18,7 @@ class DataSection(Section):
     )
     batch_size: int = Field(8, ge=1, description="systems per optimiser step, over all ranks")
     max_edges: int | None = Field(
-        None, ge=1, description="largest micro-batch of a rank; larger ones are accumulated"
+        None, ge=1, description="edges (6 A, nearest 50) of a rank's largest micro-batch"
     )
     eval_batch_size: int = Field(16, ge=1, description="systems per batch and rank in validation")
     workers: int = Field(
@@ -38,6 +38,11 @@ class LossSection(Section):
 
     energy: float = Field(1.0, ge=0)
     forces: float = Field(100.0, ge=0)
+    forces_softening: float = Field(
+        0.0,
+        ge=0,
+        description="eV/A; errors much smaller than this count quadratically, so that rare large forces lead",
+    )
 
 
 class ScheduleSection(Section):
@@ -115,6 +120,8 @@ class TrainConfig(Section):
     def _forces_are_trained_only_if_predicted(self) -> "TrainConfig":
         if self.model.forces == "none" and self.loss.forces > 0:
             raise ValueError("loss.forces must be 0 for a model with forces: none")
+        if self.model.forces == "none" and self.validation.metric == "forces_mae":
+            raise ValueError("validation.metric must be energy_mae for a model with forces: none")
         if self.loss.energy == 0 and self.loss.forces == 0:
             raise ValueError("loss.energy and loss.forces are both 0; at least one must be positive")
         return self

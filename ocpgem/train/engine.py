@@ -37,7 +37,7 @@ class Engine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=potential,
             optimizer=optimizer,
-            config=_settings(optim, zero_stage),
+            config=_settings(optim, zero_stage, potential),
             dist_init_required=False,
         )
         self.potential = potential
@@ -79,14 +79,19 @@ class Engine:
             raise CheckpointError(f"{folder} cannot be resumed from: its files are missing")
 
 
-def _settings(optim: OptimSection, zero_stage: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration. Clipping left out would mean 1.0; accumulation is steered by hand."""
+def _settings(optim: OptimSection, zero_stage: int, potential: Potential) -> dict[str, Any]:
+    """DeepSpeed's own configuration.
+
+    Clipping left out would mean 1.0; accumulation is steered by hand; the reduction buffer, by default 2 GB, need not
+    exceed the model.
+    """
+    bucket = min(500_000_000, sum(p.numel() for p in potential.parameters()))
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optim.clip_norm,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": zero_stage, "overlap_comm": False},
+        "zero_optimization": {"stage": zero_stage, "overlap_comm": False, "reduce_bucket_size": bucket},
         "steps_per_print": 2**31,
     }
 

@@ -76,9 +76,8 @@ class TrainingProgress:
         """Show the latest numbers."""
         self._bar.update(self._task, numbers=text)
         line = f"step {step}/{self._n_steps}  {text}  {_duration(seconds_left)} left"
-        if self._console.is_terminal:
-            log.debug(line)
-        else:
+        log.info(line)
+        if not self._console.is_terminal:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def message(self, text: str) -> None:

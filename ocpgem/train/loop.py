@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -19,6 +21,8 @@ from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import StepBatch, TrainLoader
 from ocpgem.errors import OcpgemError, TrainingError
 from ocpgem.evaluate.predict import Effort, evaluate
+from ocpgem.files import write_text
+from ocpgem.graph.topology import Topology
 from ocpgem.models.potential import Potential
 from ocpgem.parallel import group
 from ocpgem.train.config import TrainConfig
@@ -78,6 +82,8 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        if not self.arrived and group.is_main():
+            os.write(sys.stderr.fileno(), b"\nstopping after this step; a checkpoint will be written\n")
         self.arrived = True
 
 
@@ -122,7 +128,9 @@ class TrainingLoop:
             return
         self._state = self._checkpoints.load(latest, self._parts.engine, self._parts.ema)
         self._saved_step = self._state.step
-        self._parts.console.print(f"resuming from {latest} (step {self._state.step})", highlight=False)
+        text = f"resuming from {latest} (step {self._state.step})"
+        log.info(text)
+        self._parts.console.print(text, highlight=False, soft_wrap=True)
 
     def _train(self) -> None:
         config, state = self._config, self._state
@@ -135,13 +143,15 @@ class TrainingLoop:
                 self._parts.ema.update(state.step)
                 self._progress.advance(state.step)
                 window.add(loss, norm, step_batch)
-                if state.step % config.log_every_steps == 0 or state.step == config.steps:
+                last = state.step == config.steps
+                if last or state.step % config.log_every_steps == 0:
                     self._report(window, step_batch.epoch)
                     window = _Window(self._parts.device)
-                if state.step % config.validation.every_steps == 0 or state.step == config.steps:
-                    self._validate(step_batch.epoch)
-                if state.step % config.checkpoint.every_steps == 0:
-                    self._save()
+                with window.paused():
+                    if last or state.step % config.validation.every_steps == 0:
+                        self._validate(step_batch.epoch)
+                    if state.step % config.checkpoint.every_steps == 0:
+                        self._save()
         if self._saved_step != state.step:
             self._save()
         if state.step < config.steps:
@@ -158,21 +168,29 @@ class TrainingLoop:
         total = torch.zeros((), device=parts.device)
         for index, (on_host, topology_on_host) in enumerate(step_batch.micro_batches):
             batch, topology = on_host.to(parts.device), topology_on_host.to(parts.device)
-            with torch.autocast(parts.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with _memory_errors_explained(batch, topology):
                 predictions = parts.engine.forward(batch, topology)
-            share = loss_share(predictions, batch, config.loss, parts.potential.normalization, counts)
-            if index >= n_real:  # repeats a system only so that every rank runs as many micro-batches
-                share = share * 0.0
-            self._require_finite(share, batch)
-            parts.engine.backward(share, last=index == len(step_batch.micro_batches) - 1)
+                share = loss_share(predictions, batch, config.loss, parts.potential.normalization, counts)
+                if index >= n_real:  # repeats a system only so that every rank runs as many micro-batches
+                    share = share * 0.0
+                self._require_finite(share, batch)
+                parts.engine.backward(share, last=index == len(step_batch.micro_batches) - 1)
             total = total + share.detach()
         norm = parts.engine.step(learning_rate(config.optim, step_batch.step, config.steps))
+        if norm is not None and not math.isfinite(norm):  # the norm is that of all ranks, so all raise
+            raise TrainingError(
+                f"the gradient is not finite at step {self._state.step + 1} although the loss is; "
+                "lower optim.lr, then start again from the last checkpoint"
+            )
         return total, norm
 
     def _require_finite(self, share: torch.Tensor, batch: Any) -> None:
         """Raise TrainingError on every rank if the loss of any rank is not finite."""
+        wrong = ~torch.isfinite(share.detach())
+        if not group.all_reduce_max(wrong.float().cpu()):
+            return
         error = None
-        if not math.isfinite(float(share.detach())):
+        if wrong:
             systems = ", ".join(
                 f"{s}/{f}" for s, f in zip(batch.sid.tolist(), batch.fid.tolist(), strict=True)
             )
@@ -192,7 +210,7 @@ class TrainingLoop:
         try:
             step_batch = next(steps)
             for batch, _ in step_batch.micro_batches:
-                require_labels(batch, forces=self._config.model.forces != "none")
+                require_labels(batch, forces=self._config.loss.forces > 0)
         except OcpgemError as caught:
             error = caught
         wants = group.all_reduce_max(torch.tensor([float(self._stop.arrived), float(error is not None)]))
@@ -236,6 +254,10 @@ class TrainingLoop:
     def _keep_if_best(self, metrics: dict[str, float]) -> None:
         """Save the (averaged) weights now in the model if they are the best so far."""
         state, name = self._state, self._config.validation.metric
+        if name not in metrics:
+            raise TrainingError(
+                f"validation.metric is {name}, but the first validation set has no labels for it; choose another"
+            )
         value = metrics[name]
         if state.best_metric is not None and value >= state.best_metric:
             return
@@ -244,7 +266,7 @@ class TrainingLoop:
             best = self._parts.run.best
             best.mkdir(exist_ok=True)
             save_potential(self._parts.potential, best / MODEL_FILE, {"step": state.step, name: value})
-            (best / "metrics.json").write_text(json.dumps({"step": state.step, **metrics}, indent=2) + "\n")
+            write_text(best / "metrics.json", json.dumps({"step": state.step, **metrics}, indent=2) + "\n")
         group.barrier()
 
     def _save(self) -> None:
@@ -252,6 +274,21 @@ class TrainingLoop:
         folder = self._checkpoints.save(self._state, self._parts.engine, self._parts.ema)
         self._saved_step = self._state.step
         log.info("saved %s", folder)
+
+
+@contextmanager
+def _memory_errors_explained(batch: Any, topology: Topology) -> Iterator[None]:
+    """Turn running out of memory into a sentence that says what to change."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError on a GPU; a plain RuntimeError on a CPU
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in text:
+            raise
+        raise TrainingError(
+            f"out of memory in a micro-batch of {topology.n_systems} systems, {topology.n_atoms} atoms and "
+            f"{topology.main.n_edges} edges; set data.max_edges below that, or lower data.batch_size"
+        ) from error
 
 
 class _Window:
@@ -263,6 +300,13 @@ class _Window:
         self._n_steps = 0
         self._n_systems = 0
         self._start = time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent within the context is not training time."""
+        start = time.monotonic()
+        yield
+        self._start += time.monotonic() - start
 
     def add(self, loss: torch.Tensor, norm: float | None, step_batch: StepBatch) -> None:
         self._loss += loss

@@ -31,10 +31,11 @@ def loss_share(
     """
     energy_error = (predictions.energy - batch.energy.to(predictions.energy.dtype)).abs().sum()
     loss = weights.energy / (normalization.energy_std * counts.n_systems) * energy_error
-    if predictions.forces is not None and counts.n_free_atoms > 0:
+    if predictions.forces is not None and weights.forces > 0 and counts.n_free_atoms > 0:
         error = predictions.forces - batch.forces
         free = (~batch.fixed.bool()).to(error.dtype)
-        force_error = (error.square().sum(dim=1) + 1e-24).sqrt()
+        softening = weights.forces_softening + 1e-12  # never 0, so that the gradient of a zero error exists
+        force_error = (error.square().sum(dim=1) + softening**2).sqrt() - softening
         loss = (
             loss
             + weights.forces / (normalization.forces_std * counts.n_free_atoms) * (force_error * free).sum()

@@ -11,8 +11,9 @@ from rich.progress import Progress
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import Recipe, TrainLoader, WorkerSettings
 from ocpgem.data.open import open_dataset
-from ocpgem.errors import ConfigError, OcpgemError
+from ocpgem.errors import ConfigError, OcpgemError, RequestError
 from ocpgem.evaluate.predict import Effort
+from ocpgem.files import write_text
 from ocpgem.models.potential import Normalization, Potential, n_parameters
 from ocpgem.parallel import group
 from ocpgem.parallel.device import choose_device
@@ -74,6 +75,11 @@ def _assemble(
         config.data.max_edges,
         settings,
     )
+    if config.data.batch_size < group.world_size():
+        raise RequestError(
+            f"data.batch_size is {config.data.batch_size} systems over all ranks, fewer than the "
+            f"{group.world_size()} ranks; raise it or use fewer ranks"
+        )
     engine = Engine(potential, config.optim, config.parallel.zero_stage, device)
     return RunParts(
         config=config,
@@ -97,20 +103,12 @@ def prepare_potential(
     Fitted values are kept in `preparation.json` of the run directory, so that they are fitted once.
     """
     file = run.path / "preparation.json"
-    torch.manual_seed(config.seed)
-    if file.is_file():
-        kept = json.loads(file.read_text())
-        potential = Potential(config.model, Normalization.model_validate(kept["normalization"]))
-        _apply_factors(potential, kept["scale_factors"], str(file))
-        return potential
     error: OcpgemError | None = None
     values = None
-    if group.is_main():
+    if group.is_main():  # the other ranks do not look: they could see the file before or after it is written
         try:
-            values = _fit(config, train_set, console)
-            partial = file.with_name(file.name + ".partial")
-            partial.write_text(json.dumps(values, indent=2) + "\n")
-            partial.replace(file)
+            values = json.loads(file.read_text()) if file.is_file() else _fit(config, train_set, console)
+            write_text(file, json.dumps(values, indent=2) + "\n")
         except OcpgemError as caught:
             error = caught
     group.raise_together(error)
@@ -118,14 +116,15 @@ def prepare_potential(
     assert values is not None
     torch.manual_seed(config.seed)
     potential = Potential(config.model, Normalization.model_validate(values["normalization"]))
-    _apply_factors(potential, values["scale_factors"], str(file))
+    apply_factors(potential, values["scale_factors"], str(file))
+    potential.train_in_bf16 = config.precision == "bf16"
     return potential
 
 
 def _fit(config: TrainConfig, train_set: Dataset, console: Console) -> dict[str, dict[str, float]]:
     normalization = config.normalization
     if normalization == "fit":
-        normalization = fit_normalization(train_set, config.model.forces != "none")
+        normalization = fit_normalization(train_set, config.loss.forces > 0)
         console.print(
             f"normalisation fitted: energy {normalization.energy_mean:.4f} +- {normalization.energy_std:.4f} eV, "
             f"force components {normalization.forces_std:.4f} eV/A",
@@ -134,6 +133,7 @@ def _fit(config: TrainConfig, train_set: Dataset, console: Console) -> dict[str,
     potential = Potential(config.model, normalization)
     if config.scale_factors.file is not None:
         factors = read_scale_factors(Path(config.scale_factors.file))
+        apply_factors(potential, factors, f"scale_factors.file: {config.scale_factors.file}")
     else:
         fitted = fit_scales(config, train_set, potential, console)
         factors = {scale.name: scale.factor for scale in fitted}
@@ -189,7 +189,8 @@ def read_scale_factors(file: Path) -> dict[str, float]:
         ) from error
 
 
-def _apply_factors(potential: Potential, values: dict[str, float], origin: str) -> None:
+def apply_factors(potential: Potential, values: dict[str, float], origin: str) -> None:
+    """Set every scale factor of `potential`; raises ConfigError unless `values` names exactly those."""
     factors = scale_factors(potential)
     missing, unknown = sorted(set(factors) - set(values)), sorted(set(values) - set(factors))
     if missing or unknown:

@@ -16,10 +16,22 @@ from typing import Any
 from ocpgem import __version__
 from ocpgem.config import dump_config, parse_config
 from ocpgem.errors import RequestError
+from ocpgem.files import write_text
 from ocpgem.train.config import TrainConfig
 
-CHANGEABLE = {"steps", "log_every_steps", "validation", "checkpoint"}
-"""What may differ when a run is resumed, because nothing computed so far depends on it."""
+CHANGEABLE = {
+    "steps",
+    "log_every_steps",
+    "validation.every_steps",
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "data.workers",
+    "data.eval_batch_size",
+}
+"""What may differ when a run is resumed, because nothing computed so far depends on it.
+
+`steps` stretches a schedule that depends on it, from the next step on.
+"""
 _PACKAGES = ("torch", "torch-geometric", "torch-scatter", "deepspeed", "lmdb", "numpy")
 
 log = logging.getLogger("ocpgem")
@@ -58,8 +70,8 @@ class RunDirectory:
         elif self.path.exists() and any(self.path.iterdir()):
             raise RequestError(f"{self.path} is not empty and holds no run; choose another --run-dir")
         self.path.mkdir(parents=True, exist_ok=True)
-        config_file.write_text(dump_config(config))
-        (self.path / "environment.json").write_text(json.dumps(environment() | facts, indent=2) + "\n")
+        write_text(config_file, dump_config(config))
+        write_text(self.path / "environment.json", json.dumps(environment() | facts, indent=2) + "\n")
 
     @contextmanager
     def discarded_on_failure(self) -> Iterator[None]:
@@ -92,9 +104,7 @@ class RunDirectory:
             return
         lines = self.metrics_file.read_text().splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        partial = self.metrics_file.with_name("metrics.jsonl.partial")
-        partial.write_text("".join(line + "\n" for line in kept))
-        partial.replace(self.metrics_file)
+        write_text(self.metrics_file, "".join(line + "\n" for line in kept))
 
 
 def environment() -> dict[str, Any]:
@@ -135,11 +145,10 @@ def _git_commit() -> str | None:
 def _differing_keys(previous: dict[str, Any], current: dict[str, Any]) -> list[str]:
     found = []
     for key, value in current.items():
-        if key in CHANGEABLE or previous.get(key) == value:
+        if previous.get(key) == value:
             continue
         if isinstance(value, dict) and isinstance(previous.get(key), dict):
-            inner = [name for name in value if previous[key].get(name) != value[name]]
-            found += [f"{key}.{name}" for name in inner]
+            found += [f"{key}.{name}" for name in value if previous[key].get(name) != value[name]]
         else:
             found.append(key)
-    return found
+    return [name for name in found if name not in CHANGEABLE]

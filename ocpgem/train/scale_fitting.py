@@ -36,11 +36,6 @@ def scale_factors(potential: Potential) -> dict[str, ScaleFactor]:
     return {name: module for name, module in potential.named_modules() if isinstance(module, ScaleFactor)}
 
 
-def needs_fitting(potential: Potential) -> bool:
-    """Whether any factor has not been fitted."""
-    return not all(bool(scale.fitted) for scale in scale_factors(potential).values())
-
-
 def fit_scale_factors(
     potential: Potential,
     batches: Sequence[tuple[Any, Topology]],

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ocpgem.checkpoint import MODEL_FILE, save_potential
 from ocpgem.errors import CheckpointError, one_line
+from ocpgem.files import write_text
 from ocpgem.parallel import group
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
@@ -59,8 +60,8 @@ class Checkpoints:
                 _flush_to_disk(file)
             shutil.rmtree(final, ignore_errors=True)
             partial.replace(final)
-            _write_text(self.folder / "latest", final.name)
-            self._remove_old()
+            write_text(self.folder / "latest", final.name)
+            self._remove_others(state.step)
         group.barrier()
         return final
 
@@ -89,9 +90,13 @@ class Checkpoints:
         ema.load_state_dict(average)
         return state
 
-    def _remove_old(self) -> None:
+    def _remove_others(self, current: int) -> None:
+        """Keep the newest checkpoints up to `current`; remove the rest, what was never finished, and later ones."""
+        for folder in self.folder.glob("*.partial"):
+            shutil.rmtree(folder, ignore_errors=True)
         steps = sorted(int(folder.name) for folder in self.folder.iterdir() if folder.name.isdigit())
-        for step in steps[: -self._keep]:
+        earlier = [step for step in steps if step <= current]
+        for step in set(steps) - set(earlier[-self._keep :]):
             shutil.rmtree(self.folder / str(step))
 
 
@@ -118,12 +123,3 @@ def _ranks(number: int) -> str:
 def _flush_to_disk(file: Path) -> None:
     with file.open("rb") as opened:
         os.fsync(opened.fileno())
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -11,7 +11,7 @@ from ocpgem.data.loader import Recipe, TrainLoader
 from ocpgem.errors import TrainingError
 from ocpgem.models.gemnet.layers import ScaleFactor
 from ocpgem.models.potential import Normalization, Potential
-from ocpgem.train.scale_fitting import fit_scale_factors, needs_fitting, scale_factors
+from ocpgem.train.scale_fitting import fit_scale_factors, scale_factors
 from tests.structures import small_config
 from tests.tiny_runs import random_system, random_systems
 
@@ -54,12 +54,12 @@ def measured_ratios(potential: Potential, batches: list[tuple[Any, Any]]) -> dic
 def test_every_fitted_factor_gives_its_activation_the_variance_of_its_reference(variant: str) -> None:
     potential = make_potential(variant)
     batches = make_batches(potential)
-    assert needs_fitting(potential)
+    assert not any(scale.fitted for scale in scale_factors(potential).values())
     reported = []
     fitted = fit_scale_factors(
         potential, batches, lambda scale, number, total: reported.append((number, total))
     )
-    assert not needs_fitting(potential)
+    assert all(scale.fitted for scale in scale_factors(potential).values())
     measured = measured_ratios(potential, batches)
     assert [scale.name for scale in fitted] == list(measured)
     assert set(measured) == set(scale_factors(potential))
