@@ -1,5 +1,6 @@
 """The folder of a run: its configuration, environment, log and metrics."""
 
+import fcntl
 import json
 import logging
 import platform
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ocpgem import __version__
 from ocpgem.config import dump_config, parse_config
@@ -19,6 +20,7 @@ from ocpgem.errors import RequestError
 from ocpgem.files import write_text
 from ocpgem.train.config import TrainConfig
 
+LOCK_FILE = ".lock"
 CHANGEABLE = {
     "steps",
     "log_every_steps",
@@ -46,6 +48,7 @@ class RunDirectory:
         self.best = path / "best"
         self.metrics_file = path / "metrics.jsonl"
         self._is_new = False
+        self._lock: IO[str] | None = None
 
     def prepare(self, config: TrainConfig, facts: dict[str, Any]) -> None:
         """Create the folder, or check that it belongs to a run with the same configuration.
@@ -56,6 +59,8 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise RequestError(f"{self.path} is a file; choose another --run-dir")
         self._is_new = not self.path.exists()
+        if not self._is_new:
+            self._take_lock()
         config_file = self.path / "config.yaml"
         if config_file.is_file():
             previous = parse_config(config_file.read_text(), TrainConfig, str(config_file))
@@ -67,11 +72,26 @@ class RunDirectory:
                     f"{self.path} holds a run with another configuration ({', '.join(differing)} differ); "
                     "choose another --run-dir or remove it"
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(file.name != LOCK_FILE for file in self.path.iterdir()):
             raise RequestError(f"{self.path} is not empty and holds no run; choose another --run-dir")
         self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
         write_text(config_file, dump_config(config))
         write_text(self.path / "environment.json", json.dumps(environment() | facts, indent=2) + "\n")
+
+    def _take_lock(self) -> None:
+        """Let no second process train here until this one ends, however it ends."""
+        if self._lock is not None:
+            return
+        lock = (self.path / LOCK_FILE).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise RequestError(
+                f"another process is training in {self.path}; choose another --run-dir"
+            ) from None
+        self._lock = lock
 
     @contextmanager
     def discarded_on_failure(self) -> Iterator[None]:

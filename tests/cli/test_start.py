@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from tests.tiny_runs import ROOT, clean_environment, run_main
 
@@ -57,3 +58,13 @@ def test_a_wrong_command_line_is_one_line_that_names_the_mistake() -> None:
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
         assert done.stdout == ""
+
+
+def test_overrides_may_stand_behind_options_and_nothing_else_may(tmp_path: Path) -> None:
+    config = tmp_path / "config.yml"
+    config.write_text("steps: 1\n")
+    done = run_main("train", str(config), "--run-dir", str(tmp_path / "run"), "optim.lr=7")
+    assert "optim.lr" in done.stderr
+    assert done.returncode == 2
+    done = run_main("train", str(config), "--run-dir", str(tmp_path / "run"), "--lr=7")
+    assert "unrecognized arguments: --lr=7" in done.stderr

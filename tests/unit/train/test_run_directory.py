@@ -63,7 +63,7 @@ def test_a_run_without_any_result_begins_anew_with_another_configuration(tmp_pat
     (run.path / "preparation.json").write_text("{}")
     run.metrics_file.write_text("{}")
     run.prepare(tiny_config(seed=5), {})
-    assert listing(run.path) == {"config.yaml", "environment.json"}
+    assert listing(run.path) == {".lock", "config.yaml", "environment.json"}
     assert load_config(run.path / "config.yaml", [], TrainConfig).seed == 5
 
 
@@ -74,6 +74,11 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     assert listing(tmp_path) == {"thesis.tex"}
     with pytest.raises(RequestError, match=r"thesis\.tex is a file"):
         RunDirectory(tmp_path / "thesis.tex").prepare(tiny_config(), {})
+
+
+def test_a_second_process_may_not_train_in_the_same_folder(run: RunDirectory) -> None:
+    with pytest.raises(RequestError, match="another process is training"):
+        RunDirectory(run.path).prepare(tiny_config(), {})
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:

@@ -152,3 +152,32 @@ def test_another_number_of_ranks_is_refused_with_the_command_that_works(tmp_path
         CheckpointError, match="written by 3 ranks and this run has 1; resume it with --nproc 3"
     ):
         checkpoints.load(folder, run.engine, run.ema)
+
+
+def test_what_is_unfinished_or_of_a_later_step_goes_and_the_newest_stays(run: Run, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    for name in ("900", "3.partial"):
+        (checkpoints.folder / name).mkdir(parents=True)
+    newest = checkpoints.save(TrainState(step=6), run.engine, run.ema)
+    assert checkpoints.latest() == newest
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["6", "latest"]
+
+
+def test_bf16_reaches_the_dense_layers_inside_the_engine_and_only_in_training(run: Run) -> None:
+    found = []
+    dense = run.potential.model.blocks[0].dense
+    handle = dense.register_forward_hook(lambda module, inputs, output: found.append(output.dtype))
+    dataset = InMemoryDataset(list(random_systems(2)))
+    (batch, topology), *_ = next(
+        TrainLoader(Recipe(dataset, run.potential.graph_spec), 2, seed=0).steps()
+    ).micro_batches
+    run.potential.train_in_bf16 = True
+    try:
+        predicted = run.engine.forward(batch, topology)
+        run.potential.eval()(batch, topology)
+    finally:
+        run.potential.train_in_bf16 = False
+        run.potential.train()
+        handle.remove()
+    assert found == [torch.bfloat16, torch.float32]
+    assert predicted.energy.dtype == predicted.forces.dtype == torch.float32
