@@ -59,10 +59,9 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise RequestError(f"{self.path} is a file; choose another --run-dir")
         self._is_new = not self.path.exists()
-        if not self._is_new:
-            self._take_lock()
         config_file = self.path / "config.yaml"
         if config_file.is_file():
+            self._take_lock()
             previous = parse_config(config_file.read_text(), TrainConfig, str(config_file))
             differing = _differing_keys(previous.model_dump(), config.model_dump())
             if differing and not self._has_results():

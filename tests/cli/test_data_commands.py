@@ -70,7 +70,7 @@ def test_a_mistake_is_one_sentence(archive, tmp_path, monkeypatch, capsys, words
 
 
 def test_ctrl_c_leaves_whole_shards_only(archive, tmp_path):
-    raw, out = archive(n_chunks=6, n_frames=2000), tmp_path / "out"
+    raw, out = archive(n_chunks=24, n_frames=600), tmp_path / "out"
     command = [sys.executable, ROOT / "main.py", "data", "convert", raw, "--out", out, "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list(out.glob("data.*.lmdb")):
@@ -82,4 +82,4 @@ def test_ctrl_c_leaves_whole_shards_only(archive, tmp_path):
     assert "Traceback" not in error
     assert not list(out.glob(".*.partial"))
     assert run("data", "convert", raw, "--out", out, "--workers", "2") == 0
-    assert len(open_dataset(out)) == 12_000
+    assert len(open_dataset(out)) == 14_400

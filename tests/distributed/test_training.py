@@ -133,7 +133,7 @@ def interrupt(words: list[object], run: Path) -> subprocess.CompletedProcess[str
         process_group=0,
     )
     try:
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 200
         while not ((run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").stat().st_size):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < limit
@@ -217,4 +217,4 @@ def test_a_bad_label_that_one_rank_meets_ends_both_with_its_name(
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert "forces holds a value that is not finite" in (tmp_path / "run" / "log.txt").read_text()
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 200

@@ -23,8 +23,9 @@ def explicit_sum(x: Tensor, direction: Tensor, edges: EdgeSet) -> Tensor:
     legendre = [torch.ones_like(z), z]
     for degree in range(2, N_SPHERICAL):
         legendre.append(((2 * degree - 1) * z * legendre[-1] - (degree - 1) * legendre[-2]) / degree)
-    norms = torch.tensor([((2 * degree + 1) / (4 * torch.pi)) ** 0.5 for degree in range(N_SPHERICAL)])
-    circular = torch.stack(legendre, dim=1) * norms.to(z.dtype)  # [n_triplets, n_spherical]
+    degrees = torch.arange(N_SPHERICAL, dtype=z.dtype)
+    norms = ((2 * degrees + 1) / (4 * torch.pi)).sqrt()
+    circular = torch.stack(legendre, dim=1) * norms  # [n_triplets, n_spherical]
     terms = circular[:, :, None] * x[in_edge][:, None, :]
     return x.new_zeros(len(x), N_SPHERICAL, x.shape[1]).index_add(0, out_edge, terms)
 
@@ -36,7 +37,7 @@ def density_sum(x: Tensor, direction: Tensor, edges: EdgeSet) -> Tensor:
 
 def case() -> tuple[Tensor, Tensor, EdgeSet]:
     batch = random_slabs((9, 2, 5))
-    topology = topology_of(batch, GraphSpec(4.5, 1000))
+    topology = topology_of(batch, GraphSpec(6.5, 1000))
     edges = topology.main
     direction = edge_geometry(batch.pos, batch.cell, topology.batch, edges).direction
     x = torch.randn(edges.n_edges, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))

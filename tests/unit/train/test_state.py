@@ -160,7 +160,8 @@ def test_what_is_unfinished_or_of_a_later_step_goes_and_the_newest_stays(run: Ru
         (checkpoints.folder / name).mkdir(parents=True)
     newest = checkpoints.save(TrainState(step=6), run.engine, run.ema)
     assert checkpoints.latest() == newest
-    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["6", "latest"]
+    left = {path.name for path in checkpoints.folder.iterdir() if path.suffix != ".py"}  # DeepSpeed adds scripts
+    assert left == {"6", "latest"}
 
 
 def test_bf16_reaches_the_dense_layers_inside_the_engine_and_only_in_training(run: Run) -> None:
