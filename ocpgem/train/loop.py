@@ -69,6 +69,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.arrived = False
+        self._speaks = group.is_main()
+        self._process = os.getpid()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -82,7 +84,9 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if not self.arrived and group.is_main():
+        if (
+            not self.arrived and self._speaks and os.getpid() == self._process
+        ):  # loader workers inherit the handler
             os.write(sys.stderr.fileno(), b"\nstopping after this step; a checkpoint will be written\n")
         self.arrived = True
 

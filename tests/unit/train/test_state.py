@@ -160,7 +160,9 @@ def test_what_is_unfinished_or_of_a_later_step_goes_and_the_newest_stays(run: Ru
         (checkpoints.folder / name).mkdir(parents=True)
     newest = checkpoints.save(TrainState(step=6), run.engine, run.ema)
     assert checkpoints.latest() == newest
-    left = {path.name for path in checkpoints.folder.iterdir() if path.suffix != ".py"}  # DeepSpeed adds scripts
+    left = {
+        path.name for path in checkpoints.folder.iterdir() if path.suffix != ".py"
+    }  # DeepSpeed adds scripts
     assert left == {"6", "latest"}
 
 
