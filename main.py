@@ -1,8 +1,6 @@
 """The command line of ocpgem: `python main.py --help`."""
 
-import sys
-
-from ocpgem.cli import main
+from ocpgem.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -85,7 +85,8 @@ def show_metrics() -> None:
     from ocpgem.evaluate.tables import metrics_table
 
     results = json.loads((ROOT / RUN / "evaluation.json").read_text())
-    Console().print(metrics_table(results["splits"], "\nGemNet-dT of the demo"))
+    console = Console() if sys.stdout.isatty() else Console(width=120)
+    console.print(metrics_table(results["splits"], "\nGemNet-dT of the demo"))
 
 
 def main() -> None:

@@ -81,7 +81,9 @@ class StopRequest:
             yield
         finally:
             for number, handler in previous.items():
-                signal.signal(number, handler)
+                # The same request may arrive twice, from the terminal and from the launcher; the second must not break
+                # what is left to do after the first.
+                signal.signal(number, signal.SIG_IGN if self.arrived else handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if (
