@@ -9,11 +9,14 @@ benchmarks/results/oc20_frames.md and .svg.
 import argparse
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ocpgem.config import parse_config
 from ocpgem.data.dataset import Dataset
