@@ -160,13 +160,18 @@ def test_a_damaged_side_table_is_named(folder):
 
 
 def test_an_lmdb_of_pickles_is_refused_without_loading_them(tmp_path):
-    path = tmp_path / "data.0000.lmdb"
+    path, trace = tmp_path / "data.0000.lmdb", tmp_path / "executed"
+    hostile = f"cos\nsystem\n(S'touch {trace}'\ntR.".encode()
+    pickle.loads(hostile)  # it does what it threatens, or the test would show nothing
+    assert trace.exists()
+    trace.unlink()
     with lmdb.open(str(path), subdir=False, lock=False) as environment, environment.begin(write=True) as txn:
-        txn.put(b"0", b"cos\nsystem\n(S'touch /tmp/ocpgem-was-here'\ntR.")
+        txn.put(b"0", hostile)
         txn.put(b"length", pickle.dumps(1))
     for target in (path, tmp_path):
         with pytest.raises(DataError, match=r"data.0000.lmdb is an LMDB of another kind"):
             LmdbDataset(target)
+    assert not trace.exists()
 
 
 def test_released_lmdbs_are_told_apart(shared):
