@@ -23,7 +23,7 @@ def run() -> NoReturn:
 
     One of several ranks ends at once, without the interpreter's own shutdown: there, with torch 2.13, rank 1 aborted
     ("terminate called without an active exception", exit code 134) in 4 of 12 runs of a two-rank test whose work was
-    done. What does it is not known; 6 runs that ended this way did not abort. Everything written has been closed by then.
+    done. What does it is not known; 6 runs that ended this way did not abort. Everything written is closed by then.
     """
     code = main()
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
