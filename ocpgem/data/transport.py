@@ -53,8 +53,8 @@ def pack(item: Any) -> Packed:
     buffer = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(end))
     packed = Packed(buffer, layout, skeleton.getvalue())
     for tensor, (start, _, _) in zip(pickler.tensors, layout, strict=True):
-        raw = tensor.contiguous().view(-1).view(torch.uint8)
-        buffer[start : start + tensor.nbytes] = raw
+        if tensor.nbytes:  # the strides of an empty tensor may rule out a view
+            buffer[start : start + tensor.nbytes] = tensor.contiguous().view(-1).view(torch.uint8)
     return packed
 
 

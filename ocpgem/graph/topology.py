@@ -1,7 +1,7 @@
 """The integer structure a model asks for: built per system in the workers, concatenated per batch."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,22 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ocpgem.errors import DataError, RequestError
-from ocpgem.graph.edges import Edges, nearest_k, symmetrize
-from ocpgem.graph.neighbors import neighbor_search
+from ocpgem.graph.edges import Edges, SymmetricEdges, join_directions, nearest_k, stable_order, symmetrize
+from ocpgem.graph.neighbors import NeighborList, neighbor_search
+from ocpgem.graph.pairs import Pairs, QuadrupletPairs, common_edges, quadruplet_pairs
+from ocpgem.graph.spec import GraphSpec, Limit
 
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """What a model needs of a graph: the cutoff in A and how many neighbours an atom keeps (0: all)."""
-
-    cutoff: float
-    max_neighbors: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.cutoff < float("inf"):
-            raise RequestError(f"the graph cutoff is {self.cutoff} A; it must be a positive number")
-        if self.max_neighbors < 0:
-            raise RequestError(f"max_neighbors is {self.max_neighbors}; it must be 0 (no limit) or more")
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,48 +24,55 @@ class SystemEdges:
     """The edge sets of one system in numpy: what a worker computes, a cache stores and `concat` joins."""
 
     n_atoms: int
-    main: Edges
+    main: SymmetricEdges
+    atom_edge: Edges | None = None
+    quadruplet: Edges | None = None
+    atom_atom: Edges | None = None
 
 
 class _OnDevice:
-    """Moves every tensor of a dataclass, and every dataclass in it."""
+    """Moves every tensor of a dataclass, and every dataclass in it; what is one tensor stays one."""
 
-    def _map(self, how: Any) -> Self:
-        moved = {}
+    def _map(self, how: Callable[[Tensor], Tensor], done: dict[int, Tensor]) -> Self:
+        moved: dict[str, Any] = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                moved[field.name] = how(value)
+                if id(value) not in done:
+                    done[id(value)] = how(value)
+                moved[field.name] = done[id(value)]
             elif isinstance(value, _OnDevice):
-                moved[field.name] = value._map(how)
+                moved[field.name] = value._map(how, done)
         return dataclasses.replace(self, **moved)  # type: ignore[type-var]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same structure on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking), {})
 
     def pin_memory(self) -> Self:
         """The same structure in page-locked memory, for copies that do not block."""
-        return self._map(Tensor.pin_memory)
+        return self._map(Tensor.pin_memory, {})
 
 
 @dataclass(frozen=True)
 class EdgeSet(_OnDevice):
-    """Symmetric edges of a batch, sorted by target.
+    """Directed edges of a batch, sorted by target.
 
     edge_index: [2, E] source and target; cell_offsets: [E, 3] integers, lattice vectors added to the source,
-    so the vector from source to target is `pos[target] - (pos[source] + cell_offsets @ cell)`; reverse_edge:
-    [E]; edge_ptr: [N + 1], the edges of target t are edge_ptr[t]:edge_ptr[t + 1]; slot: [E] place in a table
-    of N * max_degree rows; n_edges_per_system: [B]. All int64.
+    so the vector from source to target is `pos[target] - (pos[source] + cell_offsets @ cell)`; edge_ptr:
+    [N + 1], the edges of target t are edge_ptr[t]:edge_ptr[t + 1]; slot: [E] place in a table of
+    N * max_degree rows; n_edges_per_system: [B]; by_source: [E] edges ordered by source, of which those of
+    source s are by_source[source_ptr[s]:source_ptr[s + 1]]; source_ptr: [N + 1]. All int64.
     """
 
     edge_index: Tensor
     cell_offsets: Tensor
-    reverse_edge: Tensor
     edge_ptr: Tensor
     slot: Tensor
     n_edges_per_system: Tensor
     max_degree: int
+    by_source: Tensor
+    source_ptr: Tensor
 
     @property
     def n_edges(self) -> int:
@@ -84,12 +81,73 @@ class EdgeSet(_OnDevice):
 
 
 @dataclass(frozen=True)
-class Topology(_OnDevice):
-    """All integer structure of a batch. batch: [N] system of each atom, int64."""
+class SymmetricEdgeSet(EdgeSet):
+    """Edges closed under reversal; reverse_edge: [E]. by_source is reverse_edge, source_ptr is edge_ptr."""
 
-    main: EdgeSet
+    reverse_edge: Tensor
+
+
+@dataclass(frozen=True)
+class CommonEdges(_OnDevice):
+    """Edges that the main and the atom_edge graph share: same image of the source, same target.
+
+    main: [M] positions in main, ascending; atom_edge: [M] positions in atom_edge.
+    """
+
+    main: Tensor
+    atom_edge: Tensor
+
+
+@dataclass(frozen=True)
+class TripletTable(_OnDevice):
+    """Pairs of a main edge and a middle edge of quadruplets, sorted by middle edge, then main edge.
+
+    main_edge, middle_edge: [K]; slot: [K] row in a table of n_middle * max_per_middle rows; by_main: [K] rows
+    ordered by main edge, of which those of main edge e are by_main[main_ptr[e]:main_ptr[e + 1]]; main_ptr:
+    [E + 1]; main_slot: [K] row in a table of n_main * max_per_main rows.
+    """
+
+    main_edge: Tensor
+    middle_edge: Tensor
+    slot: Tensor
+    max_per_middle: int
+    by_main: Tensor
+    main_ptr: Tensor
+    main_slot: Tensor
+    max_per_main: int
+
+
+@dataclass(frozen=True)
+class Quadruplets(_OnDevice):
+    """Quadruplets d -> b -> a <- c, never enumerated: each row of `inner` meets each of `outer` with its middle.
+
+    inner: main edges d -> b, d not the same image as a; outer: main edges c -> a, c not the same image as b;
+    excluded_outer, excluded_inner: [X] rows of either (excluded_outer ascending) whose combination would join
+    c and d of the same image. Source: gemnet.md 1.12.
+    """
+
+    inner: TripletTable
+    outer: TripletTable
+    excluded_outer: Tensor
+    excluded_inner: Tensor
+
+
+@dataclass(frozen=True)
+class Topology(_OnDevice):
+    """All integer structure of a batch. batch: [N] system of each atom, int64.
+
+    The graphs besides `main` are there if the model asks for them; common with atom_edge, quadruplets with
+    quadruplet, which holds their middle edges b -> a.
+    """
+
+    main: SymmetricEdgeSet
     batch: Tensor
     n_systems: int
+    atom_edge: EdgeSet | None = None
+    common: CommonEdges | None = None
+    quadruplet: EdgeSet | None = None
+    quadruplets: Quadruplets | None = None
+    atom_atom: EdgeSet | None = None
 
     @property
     def n_atoms(self) -> int:
@@ -97,61 +155,182 @@ class Topology(_OnDevice):
         return self.batch.shape[0]
 
 
-def system_edges(pos: ArrayLike, cell: ArrayLike, pbc: ArrayLike, spec: GraphSpec) -> SystemEdges:
-    """The edges of one system: search, nearest K (strict), symmetrise.
+def system_edges(
+    pos: ArrayLike, cell: ArrayLike, pbc: ArrayLike, spec: GraphSpec, tags: ArrayLike | None = None
+) -> SystemEdges:
+    """The edges of one system: one search, a selection for every graph, the main one made symmetric.
 
-    pos: [n, 3] in A; cell: [3, 3] row vectors in A; pbc: [3] bool. Raises DataError for input the search
-    cannot use, for a system without neighbours, and for one whose edges all vanish in symmetrisation.
+    pos: [n, 3] in A; cell: [3, 3] row vectors in A; pbc: [3] bool; tags: [n], needed where the spec selects by
+    them. Raises DataError for input the search cannot use, for missing tags, for a system without neighbours,
+    and for one whose edges all vanish in symmetrisation.
     """
-    found = neighbor_search(pos, cell, pbc, spec.cutoff)
     n_atoms = len(np.asarray(pos))
-    if len(found.source) == 0:
+    found = _kept(neighbor_search(pos, cell, pbc, spec.parent.cutoff), n_atoms, spec)
+    near = _selected(found, spec.main, n_atoms, spec)
+    if len(near) == 0:
         raise DataError(
             f"no two of its {n_atoms} atoms are within {spec.cutoff} A; "
             "check positions and cell, raise the cutoff or leave the system out"
         )
-    keep = nearest_k(found.target, found.distance, n_atoms, spec.max_neighbors)
-    kept = np.flatnonzero(keep)
-    edges = symmetrize(found.source.take(kept), found.target.take(kept), found.offset.take(kept, axis=0))
-    if len(edges) == 0:
+    main = symmetrize(near, spec.self_images) if spec.truncation == "released" else join_directions(near)
+    if len(main) == 0:
         raise DataError(
             f"none of its edges is left after keeping {spec.max_neighbors} neighbours an atom; "
             "raise max_neighbors"
         )
-    return SystemEdges(n_atoms, edges)
+
+    def directed(limit: Limit | None) -> Edges | None:
+        return None if limit is None else _selected(found, limit, n_atoms, spec)
+
+    quadruplet = directed(spec.quadruplet)
+    if quadruplet is not None and spec.quadruplet_tags is not None:
+        quadruplet = _tagged(quadruplet, tags, spec.quadruplet_tags, n_atoms)
+    return SystemEdges(n_atoms, main, directed(spec.atom_edge), quadruplet, directed(spec.atom_atom))
+
+
+def _kept(found: NeighborList, n_atoms: int, spec: GraphSpec) -> NeighborList:
+    """The neighbours within the limit of the parent; of these every graph selects its own."""
+    limit = spec.parent.max_neighbors
+    all_ties = spec.truncation == "symmetric"
+    keep = nearest_k(found.target, found.distance**2, n_atoms, limit, spec.strict, all_ties)
+    if keep.all():
+        return found
+    kept = np.flatnonzero(keep)
+    return NeighborList(
+        found.source.take(kept),
+        found.target.take(kept),
+        found.offset.take(kept, axis=0),
+        found.distance.take(kept),
+    )
+
+
+def _selected(found: NeighborList, limit: Limit, n_atoms: int, spec: GraphSpec) -> Edges:
+    edges = Edges(found.source, found.target, found.offset)
+    distance = found.distance
+    if limit.cutoff != spec.parent.cutoff:
+        near = np.flatnonzero(distance <= limit.cutoff)
+        edges, distance = edges.take(near), distance.take(near)
+    if limit.max_neighbors != spec.parent.max_neighbors:
+        all_ties = spec.truncation == "symmetric"
+        keep = nearest_k(edges.target, distance, n_atoms, limit.max_neighbors, spec.strict, all_ties)
+        edges = edges.take(np.flatnonzero(keep))
+    return edges
+
+
+def _tagged(edges: Edges, tags: ArrayLike | None, wanted: tuple[int, ...], n_atoms: int) -> Edges:
+    """The edges of which an end has one of the wanted tags."""
+    if tags is None:
+        raise DataError(f"it has no tags, which the model needs to choose quadruplets (tags {list(wanted)})")
+    tags = np.asarray(tags)
+    if tags.shape != (n_atoms,):
+        raise DataError(f"its tags have shape {tags.shape}; {n_atoms} atoms need ({n_atoms},)")
+    chosen = np.isin(tags, wanted)
+    return edges.take(np.flatnonzero(chosen.take(edges.source) | chosen.take(edges.target)))
 
 
 def concat(systems: Sequence[SystemEdges]) -> Topology:
-    """The topology of a batch from the edges of its systems, in order."""
+    """The topology of a batch from the edges of its systems, in order, all made for the same spec."""
     if not systems:
         raise RequestError("a topology needs at least one system")
     n_atoms = np.array([system.n_atoms for system in systems])
+    main, main_set = _symmetric([system.main for system in systems], n_atoms)
+    graphs: dict[str, Any] = {}
+    atom_edge = _directed([system.atom_edge for system in systems], n_atoms)
+    if atom_edge is not None:
+        joined, graphs["atom_edge"] = atom_edge
+        graphs["common"] = CommonEdges(*(torch.from_numpy(places) for places in common_edges(main, joined)))
+    quadruplet = _directed([system.quadruplet for system in systems], n_atoms)
+    if quadruplet is not None:
+        middle, graphs["quadruplet"] = quadruplet
+        pairs = quadruplet_pairs(main, main_set.edge_ptr.numpy(), middle)
+        graphs["quadruplets"] = _quadruplets(pairs, len(main))
+    atom_atom = _directed([system.atom_atom for system in systems], n_atoms)
+    if atom_atom is not None:
+        graphs["atom_atom"] = atom_atom[1]
     batch = np.repeat(np.arange(len(systems)), n_atoms)
-    main = _edge_set([system.main for system in systems], n_atoms)
-    return Topology(main=main, batch=torch.from_numpy(batch), n_systems=len(systems))
+    return Topology(main=main_set, batch=torch.from_numpy(batch), n_systems=len(systems), **graphs)
 
 
-def _edge_set(parts: Sequence[Edges], n_atoms: NDArray[np.int64]) -> EdgeSet:
+def _symmetric(parts: Sequence[SymmetricEdges], n_atoms: Ints) -> tuple[SymmetricEdges, SymmetricEdgeSet]:
+    edges, fields = _joined(parts, n_atoms)
+    n_edges = fields["n_edges_per_system"].numpy()
+    first_edge = np.repeat(np.cumsum(n_edges) - n_edges, n_edges)
+    reverse = np.concatenate([part.reverse for part in parts]) + first_edge
+    back = torch.from_numpy(reverse)
+    edge_set = SymmetricEdgeSet(**fields, by_source=back, source_ptr=fields["edge_ptr"], reverse_edge=back)
+    return SymmetricEdges(edges.source, edges.target, edges.offset, reverse), edge_set
+
+
+def _directed(parts: Sequence[Edges | None], n_atoms: Ints) -> tuple[Edges, EdgeSet] | None:
+    present = [part for part in parts if part is not None]
+    if not present:
+        return None
+    edges, fields = _joined(present, n_atoms)
+    return edges, EdgeSet(
+        **fields,
+        by_source=torch.from_numpy(stable_order(edges.source)),
+        source_ptr=torch.from_numpy(_pointers(edges.source, int(n_atoms.sum()))),
+    )
+
+
+def _joined(parts: Sequence[Edges], n_atoms: Ints) -> tuple[Edges, dict[str, Any]]:
+    """The edges of all systems, numbered through, and those fields of their set that follow from the targets."""
     n_edges = np.array([len(part) for part in parts])
     first_atom = np.repeat(np.cumsum(n_atoms) - n_atoms, n_edges)
-    first_edge = np.repeat(np.cumsum(n_edges) - n_edges, n_edges)
     edge_index = np.empty((2, len(first_atom)), dtype=np.int64)
-    np.add(np.concatenate([part.source for part in parts]), first_atom, out=edge_index[0])
-    np.add(np.concatenate([part.target for part in parts]), first_atom, out=edge_index[1])
-    target = edge_index[1]
-    degree = np.bincount(target, minlength=int(n_atoms.sum()))
-    edge_ptr = np.concatenate(([0], np.cumsum(degree)))
-    max_degree = int(degree.max(initial=0))
-    slot = target * max_degree + np.arange(len(target)) - edge_ptr.take(target)
-    return EdgeSet(
-        edge_index=torch.from_numpy(edge_index),
-        cell_offsets=torch.from_numpy(np.concatenate([part.offset for part in parts])),
-        reverse_edge=torch.from_numpy(np.concatenate([part.reverse for part in parts]) + first_edge),
-        edge_ptr=torch.from_numpy(edge_ptr),
-        slot=torch.from_numpy(slot),
-        n_edges_per_system=torch.from_numpy(n_edges),
-        max_degree=max_degree,
+    source, target = edge_index
+    np.add(np.concatenate([part.source for part in parts]), first_atom, out=source)
+    np.add(np.concatenate([part.target for part in parts]), first_atom, out=target)
+    offset = np.concatenate([part.offset for part in parts])
+    edge_ptr = _pointers(target, int(n_atoms.sum()))
+    slot, max_degree = _slots(target, edge_ptr)
+    return Edges(source, target, offset), {
+        "edge_index": torch.from_numpy(edge_index),
+        "cell_offsets": torch.from_numpy(offset),
+        "edge_ptr": torch.from_numpy(edge_ptr),
+        "slot": torch.from_numpy(slot),
+        "n_edges_per_system": torch.from_numpy(n_edges),
+        "max_degree": max_degree,
+    }
+
+
+def _quadruplets(pairs: QuadrupletPairs, n_main: int) -> Quadruplets:
+    return Quadruplets(
+        inner=_triplet_table(pairs.inner, n_main),
+        outer=_triplet_table(pairs.outer, n_main),
+        excluded_outer=torch.from_numpy(pairs.excluded_outer),
+        excluded_inner=torch.from_numpy(pairs.excluded_inner),
     )
+
+
+def _triplet_table(pairs: Pairs, n_main: int) -> TripletTable:
+    slot, max_per_middle = _slots(pairs.middle_edge, pairs.middle_ptr)
+    by_main = stable_order(pairs.main_edge)
+    main_ptr = _pointers(pairs.main_edge, n_main)
+    ordered_slot, max_per_main = _slots(pairs.main_edge.take(by_main), main_ptr)
+    main_slot = np.empty_like(ordered_slot)
+    main_slot[by_main] = ordered_slot
+    return TripletTable(
+        main_edge=torch.from_numpy(pairs.main_edge),
+        middle_edge=torch.from_numpy(pairs.middle_edge),
+        slot=torch.from_numpy(slot),
+        max_per_middle=max_per_middle,
+        by_main=torch.from_numpy(by_main),
+        main_ptr=torch.from_numpy(main_ptr),
+        main_slot=torch.from_numpy(main_slot),
+        max_per_main=max_per_main,
+    )
+
+
+def _pointers(group: Ints, n_groups: int) -> Ints:
+    """Where the rows of each group start, once the rows are ordered by group."""
+    return np.concatenate(([0], np.cumsum(np.bincount(group, minlength=n_groups))))
+
+
+def _slots(group: Ints, pointers: Ints) -> tuple[Ints, int]:
+    """Place of each row in a table with equally many rows a group, and that number; rows ordered by group."""
+    most = int(np.diff(pointers).max(initial=0))
+    return group * most + np.arange(len(group)) - pointers.take(group), most
 
 
 def build_topology(
@@ -161,12 +340,13 @@ def build_topology(
     n_atoms: Tensor,
     spec: GraphSpec,
     names: Sequence[str] | None = None,
+    tags: Tensor | None = None,
 ) -> Topology:
     """The topology of a batch on the CPU.
 
     pos: [N, 3] in A, systems one after another; cell: [B, 3, 3]; pbc: [B, 3] bool; n_atoms: [B]; names: [B],
-    how errors call the systems. Raises DataError naming the system (by position in the batch without `names`)
-    that `system_edges` refuses.
+    how errors call the systems; tags: [N], needed where the spec selects by them. Raises DataError naming the
+    system (by position in the batch without `names`) that `system_edges` refuses.
     """
     counts = n_atoms.tolist()
     if sum(counts) != len(pos):
@@ -175,12 +355,17 @@ def build_topology(
         raise DataError(
             f"the batch has {len(counts)} systems by n_atoms, {len(cell)} cells and {len(pbc)} rows of pbc"
         )
+    if tags is not None and len(tags) != len(pos):
+        raise DataError(f"the batch has {len(tags)} tags, but {len(pos)} positions")
     positions, cells, flags = (tensor.detach().cpu().numpy() for tensor in (pos, cell, pbc))
+    labels = None if tags is None else tags.detach().cpu().numpy()
     systems = []
     first = 0
     for index, count in enumerate(counts):
+        mine = slice(first, first + count)
         try:
-            systems.append(system_edges(positions[first : first + count], cells[index], flags[index], spec))
+            own_tags = None if labels is None else labels[mine]
+            systems.append(system_edges(positions[mine], cells[index], flags[index], spec, own_tags))
         except DataError as error:
             name = names[index] if names else f"system {index} of the batch"
             raise DataError(f"{name}: {error}") from None

@@ -55,8 +55,9 @@ class ReferenceCase:
             pbc=torch.tensor(x["pbc"]),
             atomic_numbers=torch.tensor(x["atomic_numbers"]),
             natoms=torch.tensor(x["natoms"]),
+            tags=torch.tensor(x["tags"]),
         )
 
     def topology(self, spec: GraphSpec) -> Topology:
         batch = self.batch(torch.float64)
-        return build_topology(batch.pos, batch.cell, batch.pbc, batch.natoms, spec)
+        return build_topology(batch.pos, batch.cell, batch.pbc, batch.natoms, spec, tags=batch.tags)

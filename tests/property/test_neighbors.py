@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ocpgem.graph import neighbors
-from ocpgem.graph.edges import find_reverse, nearest_k, symmetrize
+from ocpgem.graph.edges import Edges, find_reverse, nearest_k, symmetrize
 from ocpgem.graph.neighbors import NeighborList, neighbor_search
 
 BOUNDARY = 1e-9  # A; ASE excludes the cutoff itself, so pairs this close to it are left out of the comparison
@@ -214,7 +214,7 @@ def test_symmetrised_edges_come_in_opposite_pairs_sorted_by_target(s: Structure,
     found = search(s)
     keep = nearest_k(found.target, found.distance, len(s.pos), k)
     assert np.bincount(found.target[keep], minlength=1).max() <= k
-    edges = symmetrize(found.source[keep], found.target[keep], found.offset[keep])
+    edges = symmetrize(Edges(found.source[keep], found.target[keep], found.offset[keep]))
     assert (np.diff(edges.target) >= 0).all()
     np.testing.assert_array_equal(edges.reverse[edges.reverse], np.arange(len(edges)))
     np.testing.assert_array_equal(edges.source[edges.reverse], edges.target)
