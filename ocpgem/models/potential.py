@@ -1,7 +1,7 @@
 """A model that speaks eV: a GemNet with the normalisation of its targets."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -12,13 +12,18 @@ from ocpgem.graph.topology import GraphSpec, Topology
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.model import GemNet, Structures
 
+MAX_ATOMIC_NUMBER = 118
+
 
 class Normalization(Section):
-    """Physical value = model value * std + mean, once per system for the energy."""
+    """Physical value = model value * std + mean, once per system for the energy, + the energies of its elements."""
 
     energy_mean: float = Field(0.0, description="eV")
     energy_std: float = Field(1.0, gt=0, description="eV")
     forces_std: float = Field(1.0, gt=0, description="eV/A")
+    element_energies: dict[Annotated[int, Field(ge=1, le=MAX_ATOMIC_NUMBER)], float] = Field(
+        default={}, description="eV by atomic number, added once per atom; an element left out adds nothing"
+    )
 
 
 @dataclass
@@ -40,11 +45,30 @@ class Potential(nn.Module):
     because DeepSpeed turns off an autocast that it finds around its engine on a GPU.
     """
 
+    _element_energies: Tensor | None
+    """[MAX_ATOMIC_NUMBER + 1] in eV by atomic number; None if all are zero."""
+
     def __init__(self, model: GemNetConfig, normalization: Normalization) -> None:
         super().__init__()
         self.train_in_bf16 = False
         self.model = GemNet(model)
+        self.register_buffer("_element_energies", None, persistent=False)
         self.normalization = normalization
+
+    @property
+    def normalization(self) -> Normalization:
+        """How model values become eV and eV/A."""
+        return self._normalization
+
+    @normalization.setter
+    def normalization(self, normalization: Normalization) -> None:
+        self._normalization = normalization
+        self._element_energies = None
+        if normalization.element_energies:
+            table = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
+            for number, energy in normalization.element_energies.items():
+                table[number] = energy
+            self._element_energies = table.to(self.model.atom_embedding.weight.device)
 
     @property
     def config(self) -> GemNetConfig:
@@ -67,7 +91,16 @@ class Potential(nn.Module):
         if forces is not None:
             std = norm.energy_std if self.config.forces == "gradient" else norm.forces_std
             forces = forces * std
-        return Predictions(energy * norm.energy_std + norm.energy_mean, forces)
+        return Predictions(
+            self._with_elements(energy * norm.energy_std + norm.energy_mean, batch, topology), forces
+        )
+
+    def _with_elements(self, energy: Tensor, batch: Any, topology: Topology) -> Tensor:
+        """Add the energies of the elements; summed in float64, because they may be far larger than the rest."""
+        if self._element_energies is None:
+            return energy
+        of_atoms = self._element_energies.double()[batch.atomic_numbers]
+        return energy.double().index_add(0, topology.batch, of_atoms).to(energy.dtype)
 
 
 def n_parameters(module: nn.Module) -> int:

@@ -1,15 +1,19 @@
 """Radial bases, envelopes and spherical harmonics, of distances in units of the cutoff and of unit vectors."""
 
+import itertools
 import math
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import Field
+from scipy import optimize, special
 from torch import Tensor, nn
 
 from ocpgem.config import Section
+from ocpgem.models.gemnet.layers import ScaleFactor
 
 
 class EnvelopeConfig(Section):
@@ -25,6 +29,17 @@ class RadialBasisConfig(Section):
     name: Literal["gaussian", "spherical_bessel", "bernstein"] = "gaussian"
     n_radial: int = Field(128, ge=2, le=1024, description="number of radial functions")
     envelope: EnvelopeConfig = EnvelopeConfig()
+
+
+class AngularBasisConfig(Section):
+    """The bases of triplets and quadruplets: functions of a distance times functions of one or two angles."""
+
+    radial: Literal["gaussian", "spherical_bessel", "bernstein", "bessel_by_degree"] | None = Field(
+        None, description="functions of the distance; null: those of radial_basis"
+    )
+    two_angle: Literal["legendre_outer", "spherical_harmonics"] = Field(
+        "legendre_outer", description="functions of the two angles of a quadruplet"
+    )
 
 
 def polynomial_envelope(u: Tensor, exponent: int) -> Tensor:
@@ -43,14 +58,19 @@ def exponential_envelope(u: Tensor) -> Tensor:
 
 
 class GaussianRadial(nn.Module):
-    """exp(g (u - mu_k)^2) on an even grid over [0, 1], g from the float32 grid spacing as in the released models."""
+    """exp(g (u - mu_k)^2) on an even grid over [0, 1].
+
+    exact_spacing: g from the spacing of the grid; else from the spacing rounded to float32, as in the released GemNet-T
+    (gemnet.md 9.21).
+    """
 
     centers: Tensor
 
-    def __init__(self, n_radial: int) -> None:
+    def __init__(self, n_radial: int, exact_spacing: bool = False) -> None:
         super().__init__()
         self.register_buffer("centers", torch.linspace(0, 1, n_radial, dtype=torch.float32), persistent=False)
-        self.coefficient = -0.5 / float(np.float32(1 / (n_radial - 1))) ** 2
+        spacing = 1 / (n_radial - 1)
+        self.coefficient = -0.5 / (spacing if exact_spacing else float(np.float32(spacing))) ** 2
 
     def forward(self, u: Tensor) -> Tensor:
         return torch.exp(self.coefficient * (u[:, None] - self.centers).square())
@@ -86,24 +106,98 @@ class BernsteinRadial(nn.Module):
         return self.binomials * x.pow(self.powers) * (1 - x).pow(self.powers.flip(0))
 
 
-class RadialBasis(nn.Module):
-    """Distances [n_edges] in A -> basis values [n_edges, n_radial], zero at and beyond the cutoff."""
+class BesselByDegree(nn.Module):
+    """Radial functions that depend on the degree l: c^(-3/2) N_lk j_l(z_lk u), N_lk = sqrt(2) / |j_(l+1)(z_lk)|.
 
-    def __init__(self, config: RadialBasisConfig, cutoff: float) -> None:
+    z_lk is the k-th positive zero of the spherical Bessel function j_l, rounded to float32 as in the original GemNet.
+    Evaluated in float64: in float32, high degrees at short distances are lost to cancellation.
+    """
+
+    def __init__(self, n_spherical: int, n_radial: int, cutoff: float) -> None:
+        super().__init__()
+        zeros = spherical_bessel_zeros(n_spherical, n_radial).astype(np.float32).astype(np.float64)
+        following = np.stack([special.spherical_jn(degree + 1, row) for degree, row in enumerate(zeros)])
+        norms = math.sqrt(2 / cutoff**3) / np.abs(following)
+        # Plain attributes: `model.to(dtype)` would round buffers.
+        self._zeros, self._norms = torch.from_numpy(zeros), torch.from_numpy(norms)
+
+    def forward(self, u: Tensor) -> Tensor:
+        """[n] -> [n, n_spherical, n_radial]."""
+        if self._zeros.device != u.device:
+            self._zeros, self._norms = self._zeros.to(u.device), self._norms.to(u.device)
+        x = u.double()[:, None, None] * self._zeros  # [n, n_spherical, n_radial]
+        columns = [spherical_bessel(degree, x[:, degree]) for degree in range(x.shape[1])]
+        return (torch.stack(columns, dim=1) * self._norms).to(u.dtype)
+
+
+def spherical_bessel_zeros(n_spherical: int, n_radial: int) -> NDArray[np.float64]:
+    """The first n_radial positive zeros of j_0 ... j_(n_spherical - 1), [n_spherical, n_radial].
+
+    The zeros of two neighbouring degrees interlace, which brackets them.
+    """
+    rows = [np.pi * np.arange(1, n_radial + n_spherical)]
+    for degree in range(1, n_spherical):
+        last = rows[-1]
+        rows.append(
+            np.array(
+                [
+                    optimize.brentq(lambda x, d=degree: special.spherical_jn(d, x), low, high, xtol=1e-13)
+                    for low, high in itertools.pairwise(last)
+                ]
+            )
+        )
+    return np.stack([row[:n_radial] for row in rows])
+
+
+def spherical_bessel(degree: int, x: Tensor) -> Tensor:
+    """j_l(x) for x >= 0, float64: the power series below 1.5, the upward recurrence above."""
+    small = x < 1.5
+    low = torch.where(small, x, torch.ones_like(x))
+    term = low**degree / math.prod(range(1, 2 * degree + 2, 2))
+    series = term
+    for k in range(1, 12):
+        term = term * (-0.5 * low.square()) / (k * (2 * degree + 2 * k + 1))
+        series = series + term
+    high = torch.where(small, torch.full_like(x, 2.0), x)
+    previous, current = torch.cos(high) / high, torch.sin(high) / high
+    for step in range(degree):
+        previous, current = current, (2 * step + 1) / high * current - previous
+    return torch.where(small, series, current)
+
+
+class RadialBasis(nn.Module):
+    """Distances [n_edges] in A -> basis values, zero at and beyond the cutoff.
+
+    The values are [n_edges, n_radial], or [n_edges, n_spherical, n_radial] for functions that depend on the degree.
+    """
+
+    def __init__(
+        self,
+        config: RadialBasisConfig,
+        cutoff: float,
+        name: str | None = None,
+        n_spherical: int = 1,
+        scaled: bool = False,
+        exact_spacing: bool = False,
+    ) -> None:
         super().__init__()
         self.cutoff = cutoff
         self.envelope = config.envelope
+        name = name or config.name
         self.functions: nn.Module
-        if config.name == "gaussian":
-            self.functions = GaussianRadial(config.n_radial)
-        elif config.name == "spherical_bessel":
+        if name == "gaussian":
+            self.functions = GaussianRadial(config.n_radial, exact_spacing)
+        elif name == "spherical_bessel":
             self.functions = SphericalBesselRadial(config.n_radial, cutoff)
-        else:
+        elif name == "bernstein":
             self.functions = BernsteinRadial(config.n_radial)
+        else:
+            self.functions = BesselByDegree(n_spherical, config.n_radial, cutoff)
+        self.scale = ScaleFactor() if scaled else None
 
     @property
     def is_trainable(self) -> bool:
-        """Whether the functions have parameters; the circular basis then has its own copy of them."""
+        """Whether the functions have parameters; bases of the same kind then have a copy each."""
         return any(True for _ in self.functions.parameters())
 
     def forward(self, distance: Tensor) -> Tensor:
@@ -112,7 +206,51 @@ class RadialBasis(nn.Module):
             envelope = polynomial_envelope(u, self.envelope.exponent)
         else:
             envelope = exponential_envelope(u)
-        return envelope[:, None] * self.functions(u)
+        functions = self.functions(u)
+        values = functions * envelope.view(-1, *[1] * (functions.ndim - 1))
+        return values if self.scale is None else self.scale.observe(self.scale(values), None)
+
+
+def circular_harmonics(cosine: Tensor, n_spherical: int) -> Tensor:
+    """Y_l0 of angles given by their cosine: [...] -> [..., n_spherical]."""
+    legendre = [torch.ones_like(cosine), cosine]
+    for degree in range(2, n_spherical):
+        upper = (2 * degree - 1) * cosine * legendre[-1] - (degree - 1) * legendre[-2]
+        legendre.append(upper / degree)
+    return torch.stack(
+        [scale * p for scale, p in zip(self_product(n_spherical), legendre, strict=False)], dim=-1
+    )
+
+
+def polar_harmonics(cosine: Tensor, sine: Tensor, n_spherical: int) -> Tensor:
+    """The polar factors of the real spherical harmonics, so that Y_lm = factor * cos(m theta) or sin(|m| theta).
+
+    cosine, sine: of the polar angle, [...]. Returns [..., n_spherical^2]; within a degree l the orders are
+    0, 1, ..., l, -l, ..., -1 (gemnet.md 2.4).
+    """
+    legendre = _legendre_without_sine(cosine, n_spherical)
+    powers = [torch.ones_like(sine)]
+    for _ in range(1, n_spherical):
+        powers.append(powers[-1] * sine)
+    return torch.stack(
+        [
+            harmonic_norm(degree, m) * legendre[degree][m] * powers[m]
+            for degree in range(n_spherical)
+            for m in map(abs, released_orders(degree))
+        ],
+        dim=-1,
+    )
+
+
+def released_orders(degree: int) -> list[int]:
+    """The orders m of one degree as the released models arrange them: 0, 1, ..., l, -l, ..., -1."""
+    return [*range(degree + 1), *range(-degree, 0)]
+
+
+def harmonic_norm(degree: int, order: int) -> float:
+    """The norm of the real spherical harmonic of |order| >= 0, with the sqrt(2) of orders that are not 0."""
+    ratio = math.factorial(degree - order) / math.factorial(degree + order)
+    return math.sqrt((2 if order else 1) * (2 * degree + 1) / (4 * math.pi) * ratio)
 
 
 def degree_of_harmonics(n_spherical: int) -> list[int]:
@@ -142,12 +280,8 @@ def scaled_harmonics(direction: Tensor, n_spherical: int) -> Tensor:
         scale = (4 * math.pi / (2 * degree + 1)) ** 0.25
         for order in range(-degree, degree + 1):
             m = abs(order)
-            norm = math.sqrt(
-                (2 * degree + 1) / (4 * math.pi) * math.factorial(degree - m) / math.factorial(degree + m)
-            )
-            norm *= scale * (math.sqrt(2) if m else 1)
             azimuthal = sines[m] if order < 0 else cosines[m]
-            columns.append(norm * legendre[degree][m] * azimuthal)
+            columns.append(scale * harmonic_norm(degree, m) * legendre[degree][m] * azimuthal)
     return torch.stack(columns, dim=-1)
 
 

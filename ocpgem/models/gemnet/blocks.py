@@ -4,32 +4,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocpgem.graph.topology import EdgeSet
+from ocpgem.graph.topology import EdgeSet, Topology
+from ocpgem.models.gemnet.atom_paths import AtomAtomInteraction, AtomToEdgeInteraction, EdgeToAtomInteraction
+from ocpgem.models.gemnet.bases import Basis
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.edge_ops import from_source, from_target, sum_to_target
-from ocpgem.models.gemnet.geometry import EdgeBasis
 from ocpgem.models.gemnet.layers import (
     Dense,
     ScaleFactor,
+    combine,
     he_orthogonal_,
     residual_stack,
     scaled_silu,
     skip,
     widening_stack,
 )
+from ocpgem.models.gemnet.quadruplets import QuadrupletInteraction
 from ocpgem.models.gemnet.triplets import TripletInteraction
 
 
 class AtomEmbedding(nn.Module):
-    """A trainable vector per element, uniform in (-sqrt 3, sqrt 3) at the start."""
+    """A trainable vector per element, uniform in (-sqrt 3, sqrt 3) at the start.
 
-    def __init__(self, n_elements: int, atom_dim: int) -> None:
+    shared: one such vector for all elements, to which each element adds its own, zero at the start. An element that
+    training never shows then keeps the shared vector instead of a random one.
+    """
+
+    def __init__(self, n_elements: int, atom_dim: int, shared: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_elements, atom_dim).uniform_(-(3**0.5), 3**0.5))
+        self.shared = None
+        if shared:
+            self.shared = nn.Parameter(self.weight.detach()[0].clone())
+            nn.init.zeros_(self.weight)
 
     def forward(self, atomic_numbers: Tensor) -> Tensor:
-        """[n_atoms] -> [n_atoms, atom_dim]."""
-        return F.embedding(atomic_numbers - 1, self.weight)
+        """[n_atoms] -> [n_atoms, atom_dim]; atomic number 0 is an element that is not told (only if shared)."""
+        if self.shared is None:
+            return F.embedding(atomic_numbers - 1, self.weight)
+        own = F.embedding((atomic_numbers - 1).clamp_min(0), self.weight)
+        return self.shared + own * (atomic_numbers > 0).unsqueeze(1)
 
 
 class EdgeEmbedding(nn.Module):
@@ -56,9 +70,10 @@ class EdgesToAtoms(nn.Module):
 
     def __init__(self, config: GemNetConfig) -> None:
         super().__init__()
+        layers = config.layers
         self.radial = Dense(config.radial_dim, config.edge_dim)
         self.scale_sum = ScaleFactor()
-        self.layers = widening_stack(config.edge_dim, config.atom_dim, config.layers.atom)
+        self.layers = widening_stack(config.edge_dim, config.atom_dim, layers.atom, layers.leading_dense)
 
     def forward(self, m: Tensor, radial: Tensor, edges: EdgeSet) -> Tensor:
         """m [n_edges, edge_dim], radial [n_edges, radial_dim] -> [n_atoms, atom_dim]."""
@@ -72,19 +87,44 @@ class InteractionBlock(nn.Module):
 
     def __init__(self, config: GemNetConfig) -> None:
         super().__init__()
-        layers, edge_dim = config.layers, config.edge_dim
+        layers, edge_dim, path = config.layers, config.edge_dim, config.atom_edge
         self.dense = Dense(edge_dim, edge_dim, activation=True)
         self.triplets = TripletInteraction(config)
+        self.quadruplets = QuadrupletInteraction(config, config.quadruplets) if config.quadruplets else None
+        self.atom_to_edge = AtomToEdgeInteraction(config, path) if path and path.to_edges else None
+        self.edge_to_atom = EdgeToAtomInteraction(config, path) if path and path.to_atoms else None
+        self.atom_atom = AtomAtomInteraction(config, config.atom_atom) if config.atom_atom else None
         self.before_skip = residual_stack(edge_dim, layers.before_skip)
         self.after_skip = residual_stack(edge_dim, layers.after_skip)
+        self.atom_layers = residual_stack(config.atom_dim, layers.atom_embedding)
         self.to_atoms = EdgesToAtoms(config)
         self.edge_update = EdgeEmbedding(config.atom_dim, edge_dim, edge_dim)
         self.after_edge_update = residual_stack(edge_dim, layers.concat)
 
-    def forward(self, h: Tensor, m: Tensor, basis: EdgeBasis, edges: EdgeSet) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, m: Tensor, basis: Basis, topology: Topology) -> tuple[Tensor, Tensor]:
         """h [n_atoms, atom_dim], m [n_edges, edge_dim] -> the same, updated."""
-        x = skip(self.dense(m), self.triplets(m, basis, edges))
+        edges = topology.main
+        x = combine(*self._edge_terms(h, m, basis, topology))
+        h = self.atom_layers(combine(*self._atom_terms(h, m, basis, topology)))
         m = self.after_skip(skip(m, self.before_skip(x)))
         h = skip(h, self.to_atoms(m, basis.radial_atom, edges))
         m = skip(m, self.after_edge_update(self.edge_update(h, m, edges)))
         return h, m
+
+    def _edge_terms(self, h: Tensor, m: Tensor, basis: Basis, topology: Topology) -> list[Tensor]:
+        terms = [self.dense(m), self.triplets(m, basis.triplets, basis.harmonics, topology.main)]
+        if self.quadruplets is not None:
+            terms.append(self.quadruplets(m, basis.quadruplets, topology))
+        if self.atom_to_edge is not None:
+            harmonics, readers = basis.atom_edge_harmonics, basis.harmonics
+            terms.append(self.atom_to_edge(h, basis.atom_to_edge, harmonics, readers, topology))
+        return terms
+
+    def _atom_terms(self, h: Tensor, m: Tensor, basis: Basis, topology: Topology) -> list[Tensor]:
+        terms = [h]
+        if self.edge_to_atom is not None:
+            harmonics, readers = basis.harmonics, basis.atom_edge_harmonics
+            terms.append(self.edge_to_atom(m, basis.edge_to_atom, harmonics, readers, topology))
+        if self.atom_atom is not None:
+            terms.append(self.atom_atom(h, basis.atom_atom, topology.atom_atom))
+        return terms

@@ -1,7 +1,7 @@
-"""Moves between atoms, edges and the padded table of edges by target, with transposes as explicit gradients.
+"""Moves between atoms, edges and padded tables, with transposes as explicit gradients.
 
-The edges of an `EdgeSet` are sorted by target and closed under reversal, so every gather has a transpose that is itself
-a gather or a segment sum: no gradient here is an atomic scatter. All functions can be differentiated twice.
+Where rows are read by index, the graph also knows the rows in the order of that index, so every gather has a transpose
+that is a segment sum: no gradient here is an atomic scatter. All functions can be differentiated twice.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocpgem.graph.topology import EdgeSet
+from ocpgem.graph.topology import EdgeSet, SymmetricEdgeSet, TripletTable
 from ocpgem.segment import segment_sum
 
 
@@ -27,22 +27,34 @@ class _Reverse(torch.autograd.Function):
         return _Reverse.apply(grads[0], reverse_edge), None
 
 
-class _FromTarget(torch.autograd.Function):
-    """h[target]; the transpose is the segment sum over the edges of each target."""
+class _Gather(torch.autograd.Function):
+    """x[index]; the transpose sums the rows of each index value, which `order` (if not None) makes consecutive."""
 
     @staticmethod
-    def forward(ctx: Any, h: Tensor, target: Tensor, edge_ptr: Tensor) -> Tensor:
-        ctx.save_for_backward(edge_ptr)
-        return h.index_select(0, target)
+    def forward(ctx: Any, x: Tensor, index: Tensor, order: Tensor | None, ptr: Tensor) -> Tensor:
+        ctx.save_for_backward(index, order, ptr)
+        return x.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (edge_ptr,) = ctx.saved_tensors
-        return segment_sum(grads[0].contiguous(), edge_ptr), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _SumGroups.apply(grads[0], *ctx.saved_tensors), None, None, None
+
+
+class _SumGroups(torch.autograd.Function):
+    """The sum of the rows of each index value; the transpose is x[index]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, order: Tensor | None, ptr: Tensor) -> Tensor:
+        ctx.save_for_backward(index, order, ptr)
+        return segment_sum(x.contiguous() if order is None else x.index_select(0, order), ptr)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return _Gather.apply(grads[0], *ctx.saved_tensors), None, None, None
 
 
 class _Pad(torch.autograd.Function):
-    """Rows of edges -> rows of a zero-padded table; the transpose reads the rows back."""
+    """Rows -> rows of a zero-padded table; the transpose reads the rows back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slot: Tensor, n_rows: int) -> Tensor:
@@ -56,7 +68,7 @@ class _Pad(torch.autograd.Function):
 
 
 class _Unpad(torch.autograd.Function):
-    """Rows of a padded table -> rows of edges; the transpose writes them back."""
+    """Rows of a padded table -> rows; the transpose writes them back."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slot: Tensor) -> Tensor:
@@ -70,19 +82,24 @@ class _Unpad(torch.autograd.Function):
         return _Pad.apply(grads[0], slot, ctx.n_rows), None
 
 
-def reverse(x: Tensor, edges: EdgeSet) -> Tensor:
+def reverse(x: Tensor, edges: SymmetricEdgeSet) -> Tensor:
     """The value of the reverse edge, for every edge: [n_edges, ...] -> [n_edges, ...]."""
     return _Reverse.apply(x, edges.reverse_edge)
 
 
 def from_target(h: Tensor, edges: EdgeSet) -> Tensor:
     """The value of the target atom, for every edge: [n_atoms, ...] -> [n_edges, ...]."""
-    return _FromTarget.apply(h, edges.edge_index[1], edges.edge_ptr)
+    return _Gather.apply(h, edges.edge_index[1], None, edges.edge_ptr)
 
 
 def from_source(h: Tensor, edges: EdgeSet) -> Tensor:
     """The value of the source atom, for every edge: [n_atoms, ...] -> [n_edges, ...]."""
-    return reverse(from_target(h, edges), edges)
+    return _Gather.apply(h, edges.edge_index[0], edges.by_source, edges.source_ptr)
+
+
+def from_main_edge(x: Tensor, table: TripletTable) -> Tensor:
+    """The value of the main edge, for every row of a table: [n_edges, ...] -> [n_rows, ...]."""
+    return _Gather.apply(x, table.main_edge, table.by_main, table.main_ptr)
 
 
 def sum_to_target(x: Tensor, edges: EdgeSet) -> Tensor:
@@ -90,13 +107,19 @@ def sum_to_target(x: Tensor, edges: EdgeSet) -> Tensor:
     return segment_sum(x, edges.edge_ptr)
 
 
-def pad(x: Tensor, edges: EdgeSet) -> Tensor:
+def pad(x: Tensor, slot: Tensor, n_groups: int, width: int) -> Tensor:
+    """Rows [n, ...] into a table [n_groups, width, ...], zero where nothing goes.
+
+    slot: [n] distinct rows of the table seen as [n_groups * width, ...].
+    """
+    return _Pad.apply(x, slot, n_groups * width).view(n_groups, width, *x.shape[1:])
+
+
+def unpad(x: Tensor, slot: Tensor) -> Tensor:
+    """[n_groups, width, ...] -> the rows [n, ...] that `pad` with the same slots put there."""
+    return _Unpad.apply(x.flatten(0, 1), slot)
+
+
+def pad_by_target(x: Tensor, edges: EdgeSet) -> Tensor:
     """[n_edges, ...] -> [n_atoms, max_degree, ...], zero where an atom has fewer edges."""
-    n_atoms = edges.edge_ptr.shape[0] - 1
-    padded = _Pad.apply(x, edges.slot, n_atoms * edges.max_degree)
-    return padded.view(n_atoms, edges.max_degree, *x.shape[1:])
-
-
-def unpad(x: Tensor, edges: EdgeSet) -> Tensor:
-    """[n_atoms, max_degree, ...] -> [n_edges, ...], the inverse of `pad`."""
-    return _Unpad.apply(x.flatten(0, 1), edges.slot)
+    return pad(x, edges.slot, edges.edge_ptr.shape[0] - 1, edges.max_degree)

@@ -1,10 +1,12 @@
-"""What the layers read of the structures: distances, directions, and the bases evaluated on them."""
+"""What the layers read of the structures: distances, directions, and the angles of quadruplets."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ocpgem.graph.topology import EdgeSet
+from ocpgem.graph.topology import EdgeSet, Topology, TripletTable
+from ocpgem.models.gemnet.edge_ops import from_main_edge, from_source, from_target, pad, unpad
 
 
 @dataclass
@@ -23,25 +25,88 @@ def edge_geometry(pos: Tensor, cell: Tensor, batch: Tensor, edges: EdgeSet) -> E
     pos [n_atoms, 3] and cell [n_systems, 3, 3] (rows are lattice vectors) in A; batch [n_atoms] is the system of
     each atom.
     """
-    source, target = edges.edge_index
     # [n_edges, 1, 3] @ [n_edges, 3, 3] -> [n_edges, 3]
+    target = edges.edge_index[1]
     shift = (edges.cell_offsets.to(pos.dtype).unsqueeze(1) @ cell[batch[target]]).squeeze(1)
-    vector = pos.index_select(0, target) - pos.index_select(0, source) - shift
+    vector = from_target(pos, edges) - from_source(pos, edges) - shift
     distance = vector.norm(dim=-1)
     return EdgeGeometry(distance, vector / distance[:, None])
 
 
 @dataclass
-class EdgeBasis:
-    """Radial and angular functions of the edges, evaluated once per forward pass and shared by all blocks."""
+class PlaneSide:
+    """One side of the quadruplets: rows (main edge, middle edge b -> a) of a `TripletTable`."""
 
-    radial_triplet: Tensor
-    """[n_edges, radial_dim], multiplied onto incoming edges of triplets."""
-    radial_atom: Tensor
-    """[n_edges, radial_dim], for atom updates."""
-    radial_output: Tensor
-    """[n_edges, radial_dim], for output heads."""
-    circular: Tensor
-    """[n_edges, circular_dim, n_spherical], the radial part of the circular basis of each outgoing edge."""
-    harmonics: Tensor
-    """[n_atoms, max_degree, n_spherical^2], scaled spherical harmonics of the edges of each target, zero-padded."""
+    cosine: Tensor
+    """[n_rows], of the bond angle between both edges at the atom they share."""
+    sine: Tensor
+    """[n_rows], of the same angle."""
+    normal: Tensor
+    """[n_rows, 3], unit normal of the plane of both edges; zero where they are collinear."""
+    collinear: Tensor
+    """[n_rows], 1 where both edges are collinear, else 0."""
+
+
+def plane_side(main: EdgeGeometry, middle: EdgeGeometry, table: TripletTable, at_target: bool) -> PlaneSide:
+    """The angle and the plane of the two edges of each row.
+
+    at_target: the main edge ends at the target a of the middle edge (c -> a); else at its source b (d -> b). The
+    dihedral angle of a quadruplet is the angle between the normals of its two sides.
+    """
+    first = from_main_edge(main.direction, table)
+    second = from_middle_edge(middle.direction, table)
+    cosine = (first * second).sum(-1).clamp(-1, 1)
+    cross = torch.linalg.cross(first, second)
+    square = cross.square().sum(-1)
+    # Where both edges lie on one line, the plane and the angle to it are undefined; the released models use a right
+    # angle there (gemnet.md 9.5). Below this size the cross product is rounding noise.
+    flat = square < (1e-10 if cross.dtype == torch.float64 else 1e-6) ** 2
+    length = torch.where(flat, torch.ones_like(square), square).sqrt()
+    normal = cross / length[:, None] * (~flat)[:, None]
+    return PlaneSide(
+        cosine=cosine if at_target else -cosine,
+        sine=torch.where(flat, torch.zeros_like(length), length),
+        normal=normal,
+        collinear=flat.to(cross.dtype),
+    )
+
+
+def from_middle_edge(x: Tensor, table: TripletTable) -> Tensor:
+    """The value of the middle edge, for every row: [n_middle, ...] -> [n_rows, ...]."""
+    wide = x.unsqueeze(1).expand(-1, table.max_per_middle, *x.shape[1:])
+    return unpad(wide, table.slot)
+
+
+def pad_by_middle(x: Tensor, table: TripletTable, n_middle: int) -> Tensor:
+    """[n_rows, ...] -> [n_middle, max_per_middle, ...], zero-padded."""
+    return pad(x, table.slot, n_middle, table.max_per_middle)
+
+
+def pad_by_main(x: Tensor, table: TripletTable, n_main: int) -> Tensor:
+    """[n_rows, ...] -> [n_main, max_per_main, ...], zero-padded."""
+    return pad(x, table.main_slot, n_main, table.max_per_main)
+
+
+@dataclass
+class Geometry:
+    """The geometry of every edge set that a model uses."""
+
+    main: EdgeGeometry
+    middle: EdgeGeometry | None
+    """of the middle edges of quadruplets"""
+    atom_edge: EdgeGeometry | None
+    atom_atom: EdgeGeometry | None
+
+
+def all_geometry(pos: Tensor, cell: Tensor, topology: Topology) -> Geometry:
+    """The geometry of the edge sets that the topology holds."""
+
+    def of(edges: EdgeSet | None) -> EdgeGeometry | None:
+        return None if edges is None else edge_geometry(pos, cell, topology.batch, edges)
+
+    return Geometry(
+        main=edge_geometry(pos, cell, topology.batch, topology.main),
+        middle=of(topology.quadruplet),
+        atom_edge=of(topology.atom_edge),
+        atom_atom=of(topology.atom_atom),
+    )

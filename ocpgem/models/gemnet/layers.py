@@ -75,9 +75,21 @@ def residual_stack(dim: int, n_layers: int) -> nn.Sequential:
     return nn.Sequential(*(Residual(dim) for _ in range(n_layers)))
 
 
-def widening_stack(in_dim: int, out_dim: int, n_residual: int) -> nn.Sequential:
-    """A Dense layer in_dim -> out_dim with activation, then `n_residual` residual blocks."""
-    return nn.Sequential(Dense(in_dim, out_dim, activation=True), *residual_stack(out_dim, n_residual))
+def combine(first: Tensor, *others: Tensor) -> Tensor:
+    """The sum of independent terms over the square root of their number, which keeps their variance."""
+    total = first
+    for term in others:
+        total = total + term
+    return total * (1 + len(others)) ** -0.5 if others else first
+
+
+def widening_stack(in_dim: int, out_dim: int, n_residual: int, leading: str = "always") -> nn.Sequential:
+    """A Dense layer in_dim -> out_dim with activation, then `n_residual` residual blocks.
+
+    leading: "if_widths_differ" leaves the Dense layer out where both widths are equal.
+    """
+    first = [Dense(in_dim, out_dim, activation=True)] if leading == "always" or in_dim != out_dim else []
+    return nn.Sequential(*first, *residual_stack(out_dim, n_residual))
 
 
 class ScaleFactor(nn.Module):

@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocpgem.graph.topology import EdgeSet, GraphSpec, Topology
-from ocpgem.models.gemnet.basis import RadialBasis, scaled_harmonics
+from ocpgem.graph.topology import GraphSpec, Limit, Topology
+from ocpgem.models.gemnet.bases import Bases
 from ocpgem.models.gemnet.blocks import AtomEmbedding, EdgeEmbedding, InteractionBlock
-from ocpgem.models.gemnet.config import GemNetConfig
-from ocpgem.models.gemnet.edge_ops import pad, sum_to_target
-from ocpgem.models.gemnet.geometry import EdgeBasis, EdgeGeometry, edge_geometry
-from ocpgem.models.gemnet.heads import DirectForceHead, EnergyHead
-from ocpgem.models.gemnet.layers import Dense, float32_region, he_orthogonal_
+from ocpgem.models.gemnet.config import GemNetConfig, GraphLimit
+from ocpgem.models.gemnet.edge_ops import reverse, sum_to_target
+from ocpgem.models.gemnet.geometry import all_geometry
+from ocpgem.models.gemnet.heads import EnergyBranch, ForceBranch, output_head
+from ocpgem.models.gemnet.layers import float32_region
 
 
 @dataclass
@@ -28,55 +27,23 @@ class Structures:
     """[n_atoms], int64."""
 
 
-class BasisProjection(nn.Module):
-    """Evaluates the bases of the edges and projects them to the small sizes that all blocks share."""
-
-    def __init__(self, config: GemNetConfig) -> None:
-        super().__init__()
-        n_radial = config.radial_basis.n_radial
-        self.n_spherical = config.n_spherical
-        self.radial_triplet = Dense(n_radial, config.radial_dim)
-        self.radial_atom = Dense(n_radial, config.radial_dim)
-        self.radial_output = Dense(n_radial, config.radial_dim)
-        # [n_spherical, n_radial, circular_dim]
-        self.circular = nn.Parameter(torch.empty(config.n_spherical, n_radial, config.triplets.circular_dim))
-        he_orthogonal_(self.circular)
-
-    def forward(
-        self, radial: Tensor, radial_of_circular: Tensor, geometry: EdgeGeometry, edges: EdgeSet
-    ) -> EdgeBasis:
-        """radial, radial_of_circular: [n_edges, n_radial]."""
-        circular = self.circular.permute(2, 0, 1)  # [circular_dim, n_spherical, n_radial]
-        return EdgeBasis(
-            radial_triplet=self.radial_triplet(radial),
-            radial_atom=self.radial_atom(radial),
-            radial_output=self.radial_output(radial),
-            circular=F.linear(radial_of_circular, circular.flatten(0, 1)).unflatten(1, circular.shape[:2]),
-            harmonics=pad(scaled_harmonics(geometry.direction, self.n_spherical), edges),
-        )
-
-
 class GemNet(nn.Module):
     """Structures and their topology -> energy and forces in the model's own (normalised) units."""
 
     def __init__(self, config: GemNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.graph_spec = GraphSpec(config.neighbors.cutoff, config.neighbors.max_neighbors)
-        n_radial = config.radial_basis.n_radial
-        self.radial_basis = RadialBasis(config.radial_basis, config.neighbors.cutoff)
-        self.circular_radial_basis = (
-            RadialBasis(config.radial_basis, config.neighbors.cutoff)
-            if self.radial_basis.is_trainable
-            else None
-        )
-        self.basis_projection = BasisProjection(config)
-        self.atom_embedding = AtomEmbedding(config.n_elements, config.atom_dim)
-        self.edge_embedding = EdgeEmbedding(config.atom_dim, n_radial, config.edge_dim)
+        self.graph_spec = graph_spec_of(config)
+        n_outputs = config.n_blocks + 1
+        self.bases = Bases(config)
+        self.atom_embedding = AtomEmbedding(config.n_elements, config.atom_dim, config.shared_embedding)
+        self.edge_embedding = EdgeEmbedding(config.atom_dim, config.radial_basis.n_radial, config.edge_dim)
         self.blocks = nn.ModuleList(InteractionBlock(config) for _ in range(config.n_blocks))
-        self.energy_heads = nn.ModuleList(EnergyHead(config) for _ in range(config.n_blocks + 1))
-        n_force_heads = config.n_blocks + 1 if config.forces == "direct" else 0
-        self.force_heads = nn.ModuleList(DirectForceHead(config) for _ in range(n_force_heads))
+        self.energy_branches = nn.ModuleList(EnergyBranch(config) for _ in range(n_outputs))
+        self.energy_head = output_head(config, config.atom_dim)
+        if config.has_direct_forces:
+            self.force_branches = nn.ModuleList(ForceBranch(config) for _ in range(n_outputs))
+            self.force_head = output_head(config, config.edge_dim)
 
     def forward(self, structures: Structures, topology: Topology) -> tuple[Tensor, Tensor | None]:
         """Energy [n_systems] and forces [n_atoms, 3] (None if the model has none)."""
@@ -95,24 +62,24 @@ class GemNet(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         edges = topology.main
         with float32_region(structures.pos):
-            geometry = edge_geometry(structures.pos, structures.cell, topology.batch, edges)
-            radial = self.radial_basis(geometry.distance)
-            radial_of_circular = radial
-            if self.circular_radial_basis is not None:
-                radial_of_circular = self.circular_radial_basis(geometry.distance)
-            basis = self.basis_projection(radial, radial_of_circular, geometry, edges)
+            geometry = all_geometry(structures.pos, structures.cell, topology)
+            basis, radial = self.bases(geometry, topology)
         h = self.atom_embedding(structures.atomic_numbers)
         m = self.edge_embedding(h, radial, edges)
-        atom_energy = self.energy_heads[0](m, basis, edges)
-        edge_force = self.force_heads[0](m, basis) if self.force_heads else None
-        for index, block in enumerate(self.blocks, start=1):
-            h, m = block(h, m, basis, edges)
-            atom_energy = atom_energy + self.energy_heads[index](m, basis, edges)
-            if edge_force is not None:
-                edge_force = edge_force + self.force_heads[index](m, basis)
-        energy = self._sum_over_atoms(atom_energy.squeeze(1), topology)
-        forces = None if edge_force is None else sum_to_target(edge_force * geometry.direction, edges)
-        return energy, forces
+        of_atoms, of_edges = [], []
+        for index, branch in enumerate(self.energy_branches):
+            if index > 0:
+                h, m = self.blocks[index - 1](h, m, basis, topology)
+            of_atoms.append(branch(h, m, basis, edges))
+            if self.config.has_direct_forces:
+                of_edges.append(self.force_branches[index](m, basis, branch))
+        energy = self._sum_over_atoms(self.energy_head(of_atoms), topology)
+        if not self.config.has_direct_forces:
+            return energy, None
+        force = self.force_head(of_edges)
+        if self.config.forces == "direct_coupled":
+            force = (force + reverse(force, edges)) / 2
+        return energy, sum_to_target(force.unsqueeze(1) * geometry.main.direction, edges)
 
     def _sum_over_atoms(self, atom_energy: Tensor, topology: Topology) -> Tensor:
         energy = atom_energy.new_zeros(topology.n_systems).index_add(0, topology.batch, atom_energy)
@@ -120,3 +87,24 @@ class GemNet(nn.Module):
             return energy
         n_atoms = torch.zeros_like(energy).index_add(0, topology.batch, torch.ones_like(atom_energy))
         return energy / n_atoms
+
+
+def graph_spec_of(config: GemNetConfig) -> GraphSpec:
+    """The graphs that a model of this configuration reads."""
+
+    def limit(graph: GraphLimit | None) -> Limit | None:
+        return None if graph is None else Limit(graph.cutoff, graph.max_neighbors)
+
+    quadruplets, neighbors = config.quadruplets, config.neighbors
+    tags = None if quadruplets is None or quadruplets.tags is None else tuple(quadruplets.tags)
+    return GraphSpec(
+        neighbors.cutoff,
+        neighbors.max_neighbors,
+        strict=neighbors.strict,
+        truncation=neighbors.truncation,
+        self_images="positive" if config.variant.startswith("gemnet_OC") else "negative",
+        quadruplet=limit(quadruplets),
+        quadruplet_tags=tags,
+        atom_edge=limit(config.atom_edge),
+        atom_atom=limit(config.atom_atom),
+    )

@@ -3,30 +3,90 @@
 import torch
 from torch import Tensor, nn
 
-from ocpgem.graph.topology import EdgeSet
+from ocpgem.graph.topology import SymmetricEdgeSet
+from ocpgem.models.gemnet.bases import TripletBasis
 from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import GemNetConfig
-from ocpgem.models.gemnet.edge_ops import pad, reverse, unpad
-from ocpgem.models.gemnet.geometry import EdgeBasis
+from ocpgem.models.gemnet.edge_ops import pad_by_target, reverse, unpad
 from ocpgem.models.gemnet.layers import Dense, ScaleFactor, float32_region, he_orthogonal_, skip
+
+
+def read_density(x: Tensor, harmonics: Tensor, readers: Tensor, n_spherical: int) -> list[Tensor]:
+    """Sum over the edges of each atom, weighted by the circular harmonics of the angle to each reading edge.
+
+    x: [n_atoms, degree, channels], harmonics: [n_atoms, degree, n_spherical^2] of the edges that are summed; readers:
+    [n_atoms, reading degree, n_spherical^2]; all zero-padded. The addition theorem splits the angle: edges are summed
+    into a density per atom, which each edge then reads. Returns [n_atoms, reading degree, channels] per degree l.
+    """
+    density = harmonics.transpose(1, 2) @ x  # [n_atoms, n_spherical^2, channels]
+    columns = [slice(degree**2, (degree + 1) ** 2) for degree in range(n_spherical)]
+    return [readers[:, :, of_degree] @ density[:, of_degree] for of_degree in columns]
 
 
 def angular_sum(x: Tensor, harmonics: Tensor, n_spherical: int) -> Tensor:
     """Sum over the other edges of the same target, weighted by the circular harmonics of the angle between them.
 
-    H[a, e, l, c] = sum over f != e of Y_l0(angle(e, f)) x[a, f, c], where e and f are edges that end at atom a. The
-    addition theorem splits the angle: edges are summed into a density per atom, which each edge then reads.
+    H[a, e, l, c] = sum over f != e of Y_l0(angle(e, f)) x[a, f, c], where e and f are edges that end at atom a.
 
     x: [n_atoms, max_degree, channels], zero-padded; harmonics: [n_atoms, max_degree, n_spherical^2], zero-padded.
     Returns [n_atoms, max_degree, n_spherical, channels]; rows of the padding hold zeros.
     """
-    density = harmonics.transpose(1, 2) @ x  # [n_atoms, n_spherical^2, channels]
-    per_degree = []
-    for degree, excluded in enumerate(self_product(n_spherical)):
-        columns = slice(degree**2, (degree + 1) ** 2)
-        read = harmonics[:, :, columns] @ density[:, columns]
-        per_degree.append(torch.sub(read, x, alpha=excluded))
+    read = read_density(x, harmonics, harmonics, n_spherical)
+    per_degree = [
+        torch.sub(of_degree, x, alpha=own)
+        for of_degree, own in zip(read, self_product(n_spherical), strict=True)
+    ]
     return torch.stack(per_degree, dim=2)
+
+
+class Bilinear(nn.Module):
+    """Sums weighted by a basis -> out_dim channels, with the scale factor of the sum.
+
+    The weight is [in_dim, basis_dim, out_dim].
+    """
+
+    def __init__(self, in_dim: int, basis_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(in_dim, basis_dim, out_dim))
+        he_orthogonal_(self.weight)
+        self.scale_sum = ScaleFactor()
+
+    def forward(self, x: Tensor, reference: Tensor) -> Tensor:
+        """x: [n, basis_dim, in_dim]; reference: what was summed, for the fit of the scale factor."""
+        weight = self.scale_sum(self.weight).transpose(0, 1).flatten(0, 1)  # [basis_dim * in_dim, out_dim]
+        return self.scale_sum.observe(x.flatten(1) @ weight, reference)
+
+
+class EdgeMessages(nn.Module):
+    """Embeddings -> the few channels that are summed: a dense layer, the radial basis, a down-projection."""
+
+    def __init__(self, dim: int, radial_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.dense = Dense(dim, dim, activation=True)
+        self.radial = Dense(radial_dim, dim)
+        self.scale_radial = ScaleFactor()
+        self.down = Dense(dim, out_dim, activation=True)
+
+    def weighted(self, x: Tensor, radial: Tensor) -> Tensor:
+        """x, after the dense layer, times the radial basis: [n, dim], [n, radial_dim] -> [n, out_dim]."""
+        product = x * (radial @ self.scale_radial(self.radial.weight).t())
+        return self.down(self.scale_radial.observe(product, x))
+
+    def forward(self, x: Tensor, radial: Tensor) -> Tensor:
+        return self.weighted(self.dense(x), radial)
+
+
+class EdgeUpdate(nn.Module):
+    """Few channels -> an update of each edge from itself and from its reverse."""
+
+    def __init__(self, in_dim: int, edge_dim: int) -> None:
+        super().__init__()
+        self.up = Dense(in_dim, edge_dim, activation=True)
+        self.up_reverse = Dense(in_dim, edge_dim, activation=True)
+
+    def forward(self, y: Tensor, edges: SymmetricEdgeSet) -> Tensor:
+        """[n_edges, in_dim] -> [n_edges, edge_dim]."""
+        return skip(self.up(y), self.up_reverse(reverse(y, edges)))
 
 
 class TripletInteraction(nn.Module):
@@ -34,34 +94,17 @@ class TripletInteraction(nn.Module):
 
     def __init__(self, config: GemNetConfig) -> None:
         super().__init__()
-        edge_dim, triplets = config.edge_dim, config.triplets
+        triplets = config.triplets
         self.n_spherical = config.n_spherical
-        self.dense_in = Dense(edge_dim, edge_dim, activation=True)
-        self.radial = Dense(config.radial_dim, edge_dim)
-        self.scale_radial = ScaleFactor()
-        self.down = Dense(edge_dim, triplets.in_dim, activation=True)
-        # [in_dim, circular_dim, out_dim]
-        self.bilinear = nn.Parameter(torch.empty(triplets.in_dim, triplets.circular_dim, triplets.out_dim))
-        he_orthogonal_(self.bilinear)
-        self.scale_sum = ScaleFactor()
-        self.up = Dense(triplets.out_dim, edge_dim, activation=True)
-        self.up_reverse = Dense(triplets.out_dim, edge_dim, activation=True)
+        self.messages = EdgeMessages(config.edge_dim, config.radial_dim, triplets.in_dim)
+        self.bilinear = Bilinear(triplets.in_dim, triplets.circular_dim, triplets.out_dim)
+        self.update = EdgeUpdate(triplets.out_dim, config.edge_dim)
 
-    def forward(self, m: Tensor, basis: EdgeBasis, edges: EdgeSet) -> Tensor:
-        """m [n_edges, edge_dim] -> update of the same shape."""
-        x = self.dense_in(m)
-        projected = x * (basis.radial_triplet @ self.scale_radial(self.radial.weight).t())
-        incoming = self.down(self.scale_radial.observe(projected, x))  # [n_edges, in_dim]
-        y = self._sum_triplets(incoming, basis, edges)  # [n_edges, out_dim]
-        y = self.scale_sum.observe(y, incoming)
-        return skip(self.up(y), self.up_reverse(reverse(y, edges)))
-
-    def _sum_triplets(self, x: Tensor, basis: EdgeBasis, edges: EdgeSet) -> Tensor:
+    def forward(self, m: Tensor, basis: TripletBasis, harmonics: Tensor, edges: SymmetricEdgeSet) -> Tensor:
+        """m [n_edges, edge_dim] -> update of the same shape; harmonics: [n_atoms, max_degree, n_spherical^2]."""
+        x = self.messages(m, basis.radial)  # [n_edges, in_dim]
         with float32_region(x):
-            summed = angular_sum(pad(x.to(basis.harmonics.dtype), edges), basis.harmonics, self.n_spherical)
-        summed = unpad(summed, edges)  # [n_edges, n_spherical, in_dim]
-        combined = (basis.circular @ summed).flatten(1)  # [n_edges, circular_dim * in_dim]
-        weight = (
-            self.scale_sum(self.bilinear).transpose(0, 1).flatten(0, 1)
-        )  # [circular_dim * in_dim, out_dim]
-        return combined @ weight
+            padded = pad_by_target(x.to(harmonics.dtype), edges)
+            summed = angular_sum(padded, harmonics, self.n_spherical)
+        summed = unpad(summed, edges.slot)  # [n_edges, n_spherical, in_dim]
+        return self.update(self.bilinear(basis.circular @ summed, x), edges)

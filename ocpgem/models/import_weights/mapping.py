@@ -1,72 +1,227 @@
-"""Renaming the tensors of a released state dict: every source key used exactly once, every target filled."""
+"""The correspondence between the tensors of a released model and ours: described once, run in both directions.
 
-from collections.abc import Mapping
+A module for one family of released models has `key_map(config) -> KeyMap`, which describes all tensors of the model:
 
+    keys = KeyMap()
+    keys.move("mlp_rbf3.linear.weight", "basis_projection.radial_triplet.weight")
+    keys.move("mlp_cbf3.weight", "basis_projection.circular", transform=..., inverse=...)
+    keys.move_scale("out_blocks.0.scale_sum", "energy_heads.0.to_atoms.scale_sum")
+    keys.alias_below("out_blocks.0.seq_energy.", "out_blocks.0.layers.")
+    keys.constant("radial_basis.rbf.offset", centers)
+
+`to_ours` then renames a released state dict, every source key used once and every target filled, and `to_released`
+renames ours back.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from ocpgem.errors import CheckpointError
 
+Transform = Callable[[Tensor], Tensor]
+SCALE_SUFFIX = ".scale_factor"
+"""The end of every released name of a scale factor."""
+
+
+@dataclass(frozen=True)
+class _Move:
+    released: str
+    ours: str
+    transform: Transform | None
+    inverse: Transform | None
+
+
+@dataclass(frozen=True)
+class _Scale:
+    released: str
+    ours: str
+    zero_is_unfitted: bool
+
 
 class KeyMap:
-    """Takes tensors out of a source state dict under our names and proves at the end that none is left over."""
+    """Which tensor of a released state dict is which of ours."""
 
-    def __init__(self, source: Mapping[str, Tensor], origin: str) -> None:
-        self._source = dict(source)
-        self._unused = set(source)
-        self._origin = origin
-        self.missing: list[str] = []
-        self.target: dict[str, Tensor] = {}
+    def __init__(self) -> None:
+        self._moves: list[_Move] = []
+        self._scales: list[_Scale] = []
+        self._aliases: dict[str, list[str]] = {}
+        self._constants: dict[str, Tensor] = {}
 
-    def move(self, source_key: str, target_key: str) -> None:
-        """Take the tensor `source_key` as `target_key`; a missing one is noted for `finish`."""
-        if source_key not in self._unused:
-            self.missing.append(f"{target_key} (from {source_key})")
-            return
-        self._unused.remove(source_key)
-        self.target[target_key] = self._source[source_key]
+    def move(
+        self,
+        source: str,
+        target: str,
+        transform: Transform | None = None,
+        inverse: Transform | None = None,
+    ) -> None:
+        """The released tensor `source` is our `target`, after `transform`; `inverse` leads back exactly."""
+        assert (transform is None) == (inverse is None), f"{source}: transform and inverse belong together"
+        self._moves.append(_Move(source, target, transform, inverse))
 
-    def drop_alias(self, alias: str, original: str) -> None:
-        """Drop `alias`, a second name of `original`, where the source has it, after checking that both are equal."""
-        if alias not in self._unused:
-            return
-        self._unused.remove(alias)
-        if not self._source[alias].equal(self._source[original]):
-            raise CheckpointError(
-                f"{self._origin}: {alias} differs from {original}, of which it should be a second name"
-            )
+    def move_scale(self, source: str, target: str, zero_is_unfitted: bool = True) -> None:
+        """The released module `source` (its tensor is `source`.scale_factor) is our ScaleFactor `target`.
 
-    def drop_constant(self, key: str, expected: Tensor) -> None:
-        """Drop a stored constant that we compute ourselves, after checking that it agrees."""
-        if key not in self._unused:
-            return
-        self._unused.remove(key)
-        value = self._source[key]
-        if value.shape != expected.shape or not value.double().allclose(
-            expected.double(), rtol=1e-6, atol=1e-7
-        ):
-            raise CheckpointError(
-                f"{self._origin}: the constant {key} does not have the value that its settings imply"
-            )
-
-    def keys_below(self, prefix: str) -> list[str]:
-        """The source keys not yet used that start with `prefix`."""
-        return sorted(key for key in self._unused if key.startswith(prefix))
-
-    def finish(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The renamed state dict.
-
-        Raises CheckpointError listing source keys left over, targets not filled, and shapes that differ.
+        zero_is_unfitted: a stored 0 says "not fitted" and acts as 1, as in fairchem.
         """
-        unfilled = sorted(set(expected) - set(self.target))
-        shapes = [
-            f"{key} is {list(value.shape)} but the model needs {list(expected[key].shape)}"
-            for key, value in self.target.items()
-            if key in expected and value.shape != expected[key].shape
-        ]
-        if self._unused or unfilled or shapes:
-            missing = sorted(set(unfilled) | set(self.missing))
-            raise CheckpointError(
-                f"{self._origin} does not fit the model: unused keys {sorted(self._unused) or 'none'}; "
-                f"missing {missing or 'none'}; wrong shapes {shapes or 'none'}"
-            )
-        return self.target
+        self._scales.append(_Scale(source + SCALE_SUFFIX, target, zero_is_unfitted))
+
+    def alias(self, alias: str, original: str) -> None:
+        """`alias` is a second released name of the tensor that is moved as `original`."""
+        self._aliases.setdefault(original, []).append(alias)
+
+    def alias_below(self, prefix: str, original_prefix: str) -> None:
+        """What was described so far under `original_prefix` has second released names under `prefix`."""
+        for original in self._released_names():
+            if original.startswith(original_prefix):
+                self.alias(prefix + original.removeprefix(original_prefix), original)
+
+    def alias_endings(self, ending: str, original_ending: str) -> None:
+        """What was described so far with `original_ending` has second released names with `ending`."""
+        for original in self._released_names():
+            for name in self._names(original):
+                if name.endswith(original_ending):
+                    self.alias(name.removesuffix(original_ending) + ending, original)
+
+    def constant(self, key: str, value: Tensor) -> None:
+        """`key` is a released buffer that we compute ourselves, as `value`."""
+        self._constants[key] = value
+
+    @property
+    def scale_names(self) -> list[str]:
+        """The released module names of the scale factors, without ".scale_factor"."""
+        return [scale.released.removesuffix(SCALE_SUFFIX) for scale in self._scales]
+
+    def is_unfitted(self, name: str, value: Tensor) -> bool:
+        """Whether `value` says that the released scale factor `name` was never fitted."""
+        scale = next(scale for scale in self._scales if scale.released == name + SCALE_SUFFIX)
+        return scale.zero_is_unfitted and not bool(value.ne(0).any())
+
+    def unfitted_scales(self) -> dict[str, Tensor]:
+        """Every released scale factor as it is stored before it is fitted."""
+        return {
+            scale.released: torch.tensor(0.0 if scale.zero_is_unfitted else 1.0) for scale in self._scales
+        }
+
+    def trainable(self, state_keys: Iterable[str]) -> list[str]:
+        """Those of `state_keys` that are trainable parameters, each tensor under the first of its names."""
+        first_names = {name: move.released for move in self._moves for name in self._names(move.released)}
+        seen: set[str] = set()
+        found = []
+        for key in state_keys:
+            tensor = first_names.get(key)
+            if tensor is not None and tensor not in seen:
+                seen.add(tensor)
+                found.append(key)
+        return found
+
+    def without_second_names(self, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`source` with each tensor under the first of its names only."""
+        first = set(self.trainable(source))
+        second = {name for move in self._moves for name in self._names(move.released)} - first
+        return {key: value for key, value in source.items() if key not in second}
+
+    def to_ours(
+        self, source: Mapping[str, Tensor], expected: Mapping[str, Tensor], origin: str
+    ) -> dict[str, Tensor]:
+        """The state dict `source` of a released model under our names; it must fill `expected` exactly.
+
+        Second names and constants may be absent; where present they must agree. Raises CheckpointError that lists the
+        keys of `source` that have no use, what is missing, and the shapes that differ.
+        """
+        unused = set(source)
+        missing: list[str] = []
+        target: dict[str, Tensor] = {}
+        for move in self._moves:
+            value = self._take(source, unused, self._names(move.released), origin)
+            if value is None:
+                missing.append(f"{move.ours} (from {move.released})")
+            else:
+                target[move.ours] = value if move.transform is None else move.transform(value)
+        for scale in self._scales:
+            value = self._take(source, unused, self._names(scale.released), origin)
+            if value is None:
+                missing.append(f"{scale.ours}.factor (from {scale.released})")
+                missing.append(f"{scale.ours}.fitted (from {scale.released})")
+            else:
+                target |= _our_scale(scale, value)
+        for key, constant in self._constants.items():
+            if key in unused:
+                unused.remove(key)
+                _require_equal_constant(key, source[key], constant, origin)
+        _require_fit(target, expected, unused, missing, origin)
+        return target
+
+    def to_released(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our state dict under the released names, with second names and constants."""
+        released: dict[str, Tensor] = {key: value.clone() for key, value in self._constants.items()}
+        for move in self._moves:
+            value = ours[move.ours]
+            value = value if move.inverse is None else move.inverse(value).contiguous()
+            released |= dict.fromkeys(self._names(move.released), value)
+        for scale in self._scales:
+            factor, fitted = ours[f"{scale.ours}.factor"], ours[f"{scale.ours}.fitted"]
+            if scale.zero_is_unfitted:
+                factor = torch.where(~fitted & factor.eq(1), torch.zeros_like(factor), factor)
+            released |= dict.fromkeys(self._names(scale.released), factor)
+        return released
+
+    def _released_names(self) -> list[str]:
+        return [entry.released for entry in (*self._moves, *self._scales)]
+
+    def _names(self, released: str) -> tuple[str, ...]:
+        """All released names of one tensor, the one it is moved by first."""
+        return (released, *self._aliases.get(released, ()))
+
+    def _take(
+        self, source: Mapping[str, Tensor], unused: set[str], names: Iterable[str], origin: str
+    ) -> Tensor | None:
+        """The tensor that `source` has under one or more of `names`; they are used up."""
+        present = [name for name in names if name in unused]
+        unused.difference_update(present)
+        for second in present[1:]:
+            if not source[second].equal(source[present[0]]):
+                raise CheckpointError(
+                    f"{origin}: {second} differs from {present[0]}, of which it should be a second name"
+                )
+        return source[present[0]] if present else None
+
+
+def _our_scale(scale: _Scale, value: Tensor) -> dict[str, Tensor]:
+    factor = value.detach().reshape(())
+    fitted = torch.ones_like(factor, dtype=torch.bool)
+    if scale.zero_is_unfitted:
+        fitted = factor != 0
+        factor = torch.where(fitted, factor, torch.ones_like(factor))
+    return {f"{scale.ours}.factor": factor, f"{scale.ours}.fitted": fitted}
+
+
+def _require_equal_constant(key: str, value: Tensor, constant: Tensor, origin: str) -> None:
+    if value.shape != constant.shape or not value.double().allclose(constant.double(), rtol=1e-6, atol=1e-7):
+        raise CheckpointError(f"{origin}: the constant {key} does not have the value that its settings imply")
+
+
+def _require_fit(
+    target: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    unused: set[str],
+    missing: list[str],
+    origin: str,
+) -> None:
+    told = {entry.split(" ", 1)[0] for entry in missing}
+    missing = sorted([*missing, *(key for key in expected if key not in target and key not in told)])
+    assert expected.keys() >= target.keys(), (
+        f"the map names tensors that no model has: {set(target) - set(expected)}"
+    )
+    shapes = [
+        f"{key} is {list(value.shape)} but the model needs {list(expected[key].shape)}"
+        for key, value in target.items()
+        if value.shape != expected[key].shape
+    ]
+    if unused or missing or shapes:
+        raise CheckpointError(
+            f"{origin} does not fit the model: unused keys {sorted(unused) or 'none'}; "
+            f"missing {missing or 'none'}; wrong shapes {shapes or 'none'}"
+        )

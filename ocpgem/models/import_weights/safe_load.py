@@ -1,0 +1,92 @@
+"""Reading foreign torch files without ever running what they say: tensors and plain values only.
+
+`torch.load(weights_only=True)` builds nothing but tensors and containers and refuses every other name it meets. Old
+containers hold two harmless kinds of values beyond that, numpy numbers and paths; for these names it is given
+stand-ins of this module, which return plain Python values.
+"""
+
+import re
+import warnings
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from ocpgem.errors import CheckpointError, RequestError, one_line
+
+_NUMBER_KINDS = "biuf"
+
+
+class _NumberType:
+    """Stands for numpy.dtype: only booleans, integers and floats exist."""
+
+    def __init__(self, code: str, *_flags: object) -> None:
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in _NUMBER_KINDS:
+            raise ValueError(f"a numpy value of type {code!r} is not a number")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] in "<>":
+            self.dtype = self.dtype.newbyteorder(state[1])
+
+
+def _number(number_type: _NumberType, content: bytes) -> bool | int | float:
+    """Stands for numpy's constructor of a scalar."""
+    if not isinstance(number_type, _NumberType) or not isinstance(content, bytes):
+        raise ValueError("a numpy scalar is not written as numpy does")
+    (value,) = np.frombuffer(content, number_type.dtype)
+    plain: bool | int | float = value.item()
+    return plain
+
+
+def _path(*parts: str) -> str:
+    """Stands for pathlib's classes: a path as text."""
+    return str(PurePosixPath(*map(str, parts)))
+
+
+_STAND_INS = [
+    (_NumberType, "numpy.dtype"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
+    (_path, "pathlib.PosixPath"),
+    (_path, "pathlib.WindowsPath"),
+    (_path, "pathlib.PurePosixPath"),
+    (_path, "pathlib.PureWindowsPath"),
+    (_path, "pathlib._local.PosixPath"),
+]
+
+
+def load_values(path: Path) -> Any:
+    """The content of a torch file, on the CPU.
+
+    Raises RequestError if there is no such file, CheckpointError if it is damaged or asks for anything but values.
+    """
+    if not path.is_file():
+        raise RequestError(f"{path}: there is no such file")
+    with path.open("rb") as file:
+        try:
+            with (
+                torch.serialization.safe_globals(_STAND_INS),
+                warnings.catch_warnings(action="ignore"),  # of foreign files, which end in an error anyway
+            ):
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged or foreign file
+            raise CheckpointError(_refusal(path, error)) from error
+
+
+_ASKED = re.compile(r"GLOBAL (\S+)|unrecognized function (<.*>)")
+_REASON = re.compile(r"WeightsUnpickler error:\s*(.+)")
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Why `path` was not read, without torch's advice to read it in the way that runs what it says."""
+    said = str(error)
+    asked = _ASKED.search(said)
+    if asked is not None:
+        return (
+            f"{path} is refused and nothing in it was run: it asks for {asked.group(1) or asked.group(2)}, "
+            "but only tensors and plain values are read"
+        )
+    reason = _REASON.search(said)
+    return f"{path} cannot be read as a torch file: {reason.group(1).strip() if reason else one_line(error)}"
