@@ -25,7 +25,7 @@ def systems_progress(progress: "bool | Progress", label: str, total: int) -> Ite
     own = _display() if progress is True else None
     display = own or progress
     assert not isinstance(display, bool), "a display is at hand"
-    task = display.add_task(label, total=total, speed="")
+    task = display.add_task(label, total=total, status="")
     if own:
         own.start()
     done = 0
@@ -35,7 +35,7 @@ def systems_progress(progress: "bool | Progress", label: str, total: int) -> Ite
         done = min(total, done + n_systems * group.world_size())
         elapsed = display.tasks[display.task_ids.index(task)].elapsed or 0.0
         speed = f"{done / elapsed:.1f} systems/s" if elapsed > 0 else ""
-        display.update(task, completed=done, speed=speed)
+        display.update(task, completed=done, status=speed)
 
     try:
         yield advance
@@ -55,7 +55,7 @@ def _display() -> "Progress":
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[status]}"),
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,  # a job's log gets no bar

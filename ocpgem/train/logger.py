@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -52,17 +52,23 @@ class TrainingProgress:
         self._console = console
         self._n_steps = n_steps
         self._bar = Progress(
-            TextColumn("[bold]training"),
+            TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("elapsed,"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("training", total=n_steps, completed=first_step, numbers="")
+        self._task = self._bar.add_task("training", total=n_steps, completed=first_step, status="")
+
+    @property
+    def display(self) -> Progress | Literal[False]:
+        """Where other work may show a bar of its own meanwhile; False off a terminal."""
+        return self._bar if self._console.is_terminal else False
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -74,7 +80,7 @@ class TrainingProgress:
 
     def numbers(self, step: int, text: str, seconds_left: float) -> None:
         """Show the latest numbers."""
-        self._bar.update(self._task, numbers=text)
+        self._bar.update(self._task, status=text)
         line = f"step {step}/{self._n_steps}  {text}  {_duration(seconds_left)} left"
         log.info(line)
         if not self._console.is_terminal:

@@ -1,5 +1,6 @@
 """The training loop: steps, validation at intervals, checkpoints, and an orderly end on a signal."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -241,9 +242,10 @@ class TrainingLoop:
 
     def _validate(self, epoch: float) -> None:
         parts, state = self._parts, self._state
+        effort = dataclasses.replace(parts.effort, progress=self._progress.display)
         with parts.ema.applied():
             for index, (split, dataset) in enumerate(parts.val_sets.items()):
-                metrics = evaluate(parts.potential, dataset, parts.effort, label=f"validating {split}")
+                metrics = evaluate(parts.potential, dataset, effort, label=f"validating {split}")
                 self._metrics[split] = metrics
                 state.seconds = time.monotonic() - self._clock
                 if self._logger is not None:
