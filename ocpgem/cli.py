@@ -3,7 +3,8 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -11,6 +12,8 @@ from ocpgem import __version__
 from ocpgem.errors import OcpgemError, RequestError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ocpgem.data.dataset import Dataset
     from ocpgem.evaluate.predict import Effort
     from ocpgem.models.potential import Potential
@@ -93,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(commands)
     _add_evaluation(commands)
     _add_data(commands)
+    _add_released(commands)
     _add_information(commands)
     return parser
 
@@ -167,6 +171,46 @@ def _add_data(commands: "argparse._SubParsersAction[_Parser]") -> None:
     inspect.set_defaults(command=_inspect)
 
 
+def _add_released(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    imported = commands.add_parser(
+        "import-checkpoint", help="read a released GemNet (fairchem v1 / OCP, or the original code)"
+    )
+    what = imported.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "source",
+        type=Path,
+        nargs="?",
+        metavar="FILE_OR_DIR",
+        help="a checkpoint, or a folder with a state dict and the constructor's arguments",
+    )
+    what.add_argument("--list", action="store_true", help="show the released checkpoints")
+    what.add_argument(
+        "--download", metavar="NAME", help="fetch a released checkpoint; goes on where it stopped"
+    )
+    imported.add_argument("--out", type=Path, help="model file to write, or file to download to")
+    imported.add_argument(
+        "--scale-file",
+        metavar="FILE",
+        help="scale factors (.json or .pt) of a checkpoint that lacks them; none: it was trained without",
+    )
+    imported.add_argument(
+        "--config", type=Path, metavar="FILE.yml", help="released configuration of a checkpoint that lacks it"
+    )
+    imported.add_argument(
+        "--weights",
+        choices=["ema", "raw"],
+        help="moving averages or last weights (default: the averages where the file keeps both)",
+    )
+    imported.set_defaults(command=_import_checkpoint)
+
+    exported = commands.add_parser(
+        "export-checkpoint", help="write a model as a checkpoint of fairchem v1 (or of the original code)"
+    )
+    _checkpoint_argument(exported)
+    exported.add_argument("--out", type=Path, required=True, metavar="FILE.pt", help="file to write")
+    exported.set_defaults(command=_export_checkpoint)
+
+
 def _add_information(commands: "argparse._SubParsersAction[_Parser]") -> None:
     config = commands.add_parser("config", help="look at a configuration").add_subparsers(
         required=True, metavar="ACTION"
@@ -178,6 +222,16 @@ def _add_information(commands: "argparse._SubParsersAction[_Parser]") -> None:
         sub = config.add_parser(action, help=text)
         _config_arguments(sub)
         sub.set_defaults(command=_show_config if action == "show" else _check_config)
+    imported = config.add_parser("import", help="translate a configuration of fairchem v1 / OCP")
+    imported.add_argument("file", type=Path, metavar="FILE", help="YAML file; what it includes is read, too")
+    imported.add_argument("--out", type=Path, help="YAML file to write (default: print it)")
+    imported.add_argument(
+        "--gpus", type=_positive, default=1, help="on how many GPUs the old run was made (default: 1)"
+    )
+    imported.set_defaults(command=_import_config)
+    models = commands.add_parser("models", help="the variants of GemNet and their sizes")
+    models.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    models.set_defaults(command=_models)
     doctor = commands.add_parser("doctor", help="what is installed and what this machine can run")
     doctor.set_defaults(command=_doctor)
 
@@ -255,16 +309,19 @@ def _fit_scales(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides, TrainConfig)
     _require_parent(args.out)
-    from rich.console import Console
+    figure = args.out.with_suffix(".png")
+    if figure == args.out:
+        raise RequestError(f"--out {args.out} is for the factors, as JSON; the figure beside it ends in .png")
     from rich.table import Table
 
+    from ocpgem.evaluate.figures import LIGHT, activation_variances
     from ocpgem.train.run import fit_scales_of
 
-    console = Console()
+    console = _console()
     fitted = fit_scales_of(config, console)
     table = Table(title="scale factors", title_justify="left")
     for column in ("factor of", "value", "variance before", "variance of its reference"):
-        table.add_column(column, justify="left" if column == "factor of" else "right")
+        table.add_column(column, justify="left" if column == "factor of" else "right", no_wrap=True)
     for scale in fitted:
         table.add_row(
             scale.name,
@@ -274,7 +331,16 @@ def _fit_scales(args: argparse.Namespace) -> int:
         )
     console.print(table)
     args.out.write_text(json.dumps({scale.name: scale.factor for scale in fitted}, indent=2) + "\n")
+    figure.write_bytes(
+        activation_variances(
+            LIGHT,
+            [scale.name.removeprefix("model.") for scale in fitted],
+            [scale.variance_unscaled for scale in fitted],
+            [scale.variance_scaled for scale in fitted],
+        )
+    )
     print(f"written to {args.out}; name it as scale_factors.file in a configuration")
+    print(f"variances of the activations with and without the factors drawn in {figure}")
     return 0
 
 
@@ -339,11 +405,103 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _import_checkpoint(args: argparse.Namespace) -> int:
+    if args.source is None and (args.scale_file or args.config or args.weights):
+        raise RequestError(
+            "--scale-file, --config and --weights belong to a checkpoint that is read; name it"
+        )
+    if args.list:
+        from ocpgem.models.import_weights.catalogue import CATALOGUE, describe
+
+        print("\n\n".join(map(describe, CATALOGUE)))
+        return 0
+    if args.out is None:
+        raise RequestError("say with --out where the result should be written")
+    _require_parent(args.out)
+    if args.download is not None:
+        from ocpgem.models.import_weights.catalogue import fetch, find
+
+        entry = find(args.download)
+        with _download_progress(entry.name) as progress:
+            notes = fetch(entry, args.out, progress)
+        print("\n".join(notes))
+        return 0
+    from ocpgem.checkpoint import save_potential
+    from ocpgem.models.import_weights.released import import_released
+    from ocpgem.models.potential import n_parameters
+
+    imported = import_released(
+        args.source, scale_file=args.scale_file, config_file=args.config, weights=args.weights
+    )
+    save_potential(imported.potential, args.out, imported.facts)
+    print("\n".join(imported.notes))
+    print(
+        f"{imported.potential.config.variant}, {n_parameters(imported.potential):,} parameters, in {args.out}"
+    )
+    return 0
+
+
+def _export_checkpoint(args: argparse.Namespace) -> int:
+    from ocpgem.checkpoint import load_potential
+    from ocpgem.models.import_weights.export import export_released
+
+    _require_parent(args.out)
+    print("\n".join(export_released(load_potential(args.checkpoint), args.out)))
+    return 0
+
+
 def _show_config(args: argparse.Namespace) -> int:
     from ocpgem.config import dump_config, load_config
     from ocpgem.train.config import TrainConfig
 
     print(dump_config(load_config(args.config, args.overrides, TrainConfig)), end="")
+    return 0
+
+
+def _import_config(args: argparse.Namespace) -> int:
+    from ocpgem.train.import_config import import_config
+
+    if args.out is not None:
+        _require_parent(args.out)
+    imported = import_config(args.file, args.gpus)
+    if args.out is None:
+        print(imported.text, end="")
+    else:
+        args.out.write_text(imported.text)
+        print(f"written to {args.out}, with {imported.n_notes} notes at its top")
+    if imported.mistakes is not None:
+        raise RequestError(f"the translation of {args.file} has to be completed: {imported.mistakes}")
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    import dataclasses
+    import json
+
+    from ocpgem.models.overview import describe_variants
+
+    variants = describe_variants()
+    if args.json:
+        print(json.dumps([dataclasses.asdict(variant) for variant in variants], indent=2))
+        return 0
+    from rich.table import Table
+
+    table = Table(title="variants of GemNet, in their published sizes", title_justify="left")
+    for column in ("model.variant", "parameters", "forces", "path", "cutoff", "neighbours"):
+        left = column in ("model.variant", "forces", "path")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    for variant in variants:
+        paths = variant.paths
+        table.add_row(
+            variant.variant,
+            f"{variant.n_parameters:,}",
+            variant.forces,
+            "\n".join(path.name for path in paths),
+            "\n".join(f"{path.cutoff:g} A" for path in paths),
+            "\n".join(str(path.max_neighbors or "all") for path in paths),
+            end_section=True,
+        )
+    _console().print(table)
     return 0
 
 
@@ -413,14 +571,29 @@ def _effort(args: argparse.Namespace) -> "Effort":
 def _print_metrics(results: dict[str, dict[str, float]], title: str) -> None:
     if not results:
         return
-    from rich.console import Console
-
     from ocpgem.evaluate.tables import metrics_table
 
+    _console().print(metrics_table(results, title))
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)  # a file or a pipe has no width to keep to
-    console.print(metrics_table(results, title))
+    return console if console.is_terminal else Console(width=120)  # a file or a pipe has no width to keep to
+
+
+@contextmanager
+def _download_progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Yield a function to call with the bytes that are here and their final number."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as display:
+        task = display.add_task(name, total=None)
+        yield lambda done, total: display.update(task, completed=done, total=total)
 
 
 def _require_parent(path: Path) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, get_worker_info
 from torch_geometric.data import Batch
 
 from ocpgem.data.batch import collate
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.plan import Ints, StepPlan, TrainPlan, check_fits, plan_evaluation
-from ocpgem.data.system import MAX_ATOMIC_NUMBER
+from ocpgem.data.system import MAX_ATOMIC_NUMBER, System
 from ocpgem.data.transport import Packed, pack
 from ocpgem.errors import DataError, OcpgemError
 from ocpgem.graph.topology import GraphSpec, Topology, concat, system_edges
@@ -76,18 +77,34 @@ class Recipe:
     dataset: Dataset
     graph: GraphSpec
     max_atomic_number: int = MAX_ATOMIC_NUMBER
+    hide_elements: float = 0.0
+    """Probability that an element of a training system becomes atomic number 0."""
 
-    def prepare(self, indices: Ints) -> tuple[Batch, Topology]:
-        """The batch of some records and its topology; raises DataError naming the record at fault."""
+    def prepare(self, indices: Ints, draw: tuple[int, int] | None = None) -> tuple[Batch, Topology]:
+        """The batch of some records and its topology; raises DataError naming the record at fault.
+
+        draw: seed and step of a training batch; with the record's index they decide which elements are hidden.
+        """
         systems = [self.dataset[index] for index in indices.tolist()]
         batch = collate(systems, self.max_atomic_number)
+        if draw is not None and self.hide_elements > 0:
+            hidden = [
+                self._hidden(system, (*draw, i)) for system, i in zip(systems, indices.tolist(), strict=True)
+            ]
+            batch.atomic_numbers[torch.from_numpy(np.concatenate(hidden))] = 0
         edges = []
         for system in systems:
             try:
-                edges.append(system_edges(system.pos, system.cell, system.pbc, self.graph))
+                edges.append(system_edges(system.pos, system.cell, system.pbc, self.graph, system.tags))
             except DataError as error:
                 raise DataError(f"{system.where}: {error}") from None
         return batch, concat(edges)
+
+    def _hidden(self, system: System, seed: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Which atoms are of a hidden element."""
+        elements = np.unique(system.atomic_numbers)
+        draws = np.random.default_rng(seed).random(len(elements))
+        return np.isin(system.atomic_numbers, elements[draws < self.hide_elements])
 
 
 class TrainLoader:
@@ -121,7 +138,7 @@ class TrainLoader:
     def steps(self, start_step: int = 0) -> Iterator[StepBatch]:
         """Every step from `start_step` on; the same steps whatever was run before."""
         plans = _StepPlans(self.plan, start_step, self._rank, self._world_size)
-        return _prepare(_PrepareStep(self._recipe), plans, self._settings)
+        return _prepare(_PrepareStep(self._recipe, self.plan.seed), plans, self._settings)
 
 
 class EvalLoader:
@@ -178,12 +195,15 @@ class _Failure:
 @dataclass(frozen=True)
 class _PrepareStep:
     recipe: Recipe
+    seed: int
 
     def __getitem__(self, plan: StepPlan) -> StepBatch:
         return StepBatch(
             step=plan.step,
             epoch=plan.epoch,
-            micro_batches=[self.recipe.prepare(indices) for indices in plan.micro_batches],
+            micro_batches=[
+                self.recipe.prepare(indices, (self.seed, plan.step)) for indices in plan.micro_batches
+            ],
             n_padding=plan.n_padding,
             n_systems_global=plan.n_systems_global,
             n_free_atoms_global=plan.n_free_atoms_global,

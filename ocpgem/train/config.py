@@ -20,6 +20,12 @@ class DataSection(Section):
     max_edges: int | None = Field(
         None, ge=1, description="edges (6 A, nearest 50) of a rank's largest micro-batch"
     )
+    hide_elements: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that training does not tell the model one of a system's elements",
+    )
     eval_batch_size: int = Field(16, ge=1, description="systems per batch and rank in validation")
     workers: int = Field(
         1, ge=0, le=256, description="loader processes per rank; 0 loads in the training process"
@@ -122,6 +128,8 @@ class TrainConfig(Section):
             raise ValueError("loss.forces must be 0 for a model with forces: none")
         if self.model.forces == "none" and self.validation.metric == "forces_mae":
             raise ValueError("validation.metric must be energy_mae for a model with forces: none")
+        if self.data.hide_elements > 0 and not self.model.shared_embedding:
+            raise ValueError("data.hide_elements needs model.shared_embedding: true")
         if self.loss.energy == 0 and self.loss.forces == 0:
             raise ValueError("loss.energy and loss.forces are both 0; at least one must be positive")
         return self

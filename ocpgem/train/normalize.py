@@ -14,9 +14,8 @@ def fit_normalization(dataset: Dataset, forces: bool) -> Normalization:
 
     Reads at most 5,000 records, evenly spaced. Raises DataError naming a record that lacks the labels or is unusable.
     """
-    indices = np.linspace(0, len(dataset) - 1, min(len(dataset), MAX_RECORDS)).astype(int)
     energies, squares, count = [], 0.0, 0
-    for index in indices.tolist():
+    for index in _sample(dataset):
         system = dataset[index]
         if system.energy is None or (forces and system.forces is None):
             raise DataError(
@@ -31,3 +30,16 @@ def fit_normalization(dataset: Dataset, forces: bool) -> Normalization:
     std = float(np.std(energies))
     rms = float(np.sqrt(squares / count)) if count else 0.0
     return Normalization(energy_mean=float(np.mean(energies)), energy_std=std or 1.0, forces_std=rms or 1.0)
+
+
+def elements_of(dataset: Dataset) -> list[int]:
+    """The atomic numbers that occur in at most 5,000 records, evenly spaced."""
+    found: set[int] = set()
+    for index in _sample(dataset):
+        found.update(np.unique(dataset[index].atomic_numbers).tolist())
+    return sorted(found)
+
+
+def _sample(dataset: Dataset) -> list[int]:
+    indices = np.linspace(0, len(dataset) - 1, min(len(dataset), MAX_RECORDS)).astype(int)
+    return [int(index) for index in indices]

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,7 +23,7 @@ from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
 from ocpgem.train.logger import make_console
 from ocpgem.train.loop import RunParts, TrainingLoop, TrainSummary
-from ocpgem.train.normalize import fit_normalization
+from ocpgem.train.normalize import elements_of, fit_normalization
 from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors, scale_factors
 from ocpgem.train.state import Checkpoints
@@ -65,7 +66,7 @@ def _assemble(
         soft_wrap=True,
     )
     settings = WorkerSettings(workers=config.data.workers, pin_memory=device.type == "cuda")
-    recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements)
+    recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements, config.data.hide_elements)
     loader = TrainLoader(
         recipe,
         config.data.batch_size,
@@ -116,12 +117,14 @@ def prepare_potential(
     assert values is not None
     torch.manual_seed(config.seed)
     potential = Potential(config.model, Normalization.model_validate(values["normalization"]))
+    if config.model.shared_embedding:
+        potential.model.atom_embedding.start_from_shared(values["elements"])
     apply_factors(potential, values["scale_factors"], str(file))
     potential.train_in_bf16 = config.precision == "bf16"
     return potential
 
 
-def _fit(config: TrainConfig, train_set: Dataset, console: Console) -> dict[str, dict[str, float]]:
+def _fit(config: TrainConfig, train_set: Dataset, console: Console) -> dict[str, Any]:
     normalization = config.normalization
     if normalization == "fit":
         normalization = fit_normalization(train_set, config.loss.forces > 0)
@@ -137,7 +140,8 @@ def _fit(config: TrainConfig, train_set: Dataset, console: Console) -> dict[str,
     else:
         fitted = fit_scales(config, train_set, potential, console)
         factors = {scale.name: scale.factor for scale in fitted}
-    return {"normalization": normalization.model_dump(), "scale_factors": factors}
+    values = {"normalization": normalization.model_dump(), "scale_factors": factors}
+    return values | ({"elements": elements_of(train_set)} if config.model.shared_embedding else {})
 
 
 def fit_scales_of(config: TrainConfig, console: Console) -> list[FittedScale]:

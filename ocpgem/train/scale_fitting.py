@@ -19,12 +19,20 @@ from ocpgem.models.potential import Potential
 
 @dataclass
 class FittedScale:
-    """One fitted factor and the variances it was computed from."""
+    """One fitted factor and the variances of its activation."""
 
     name: str
     factor: float
     variance_before: float
+    """Without this factor, with those before it."""
     variance_reference: float
+    variance_unscaled: float
+    """Without any factor."""
+
+    @property
+    def variance_scaled(self) -> float:
+        """With this factor and those before it."""
+        return self.variance_before * self.factor**2
 
 
 class _Reached(Exception):  # noqa: N818  (not an error)
@@ -44,7 +52,7 @@ def fit_scale_factors(
     """Reset and fit all factors of `potential` on `batches`.
 
     `on_progress` is called after each factor with it, its number and the number of factors. Raises TrainingError when a
-    variance is zero or not finite.
+    variance is zero or not finite, or an activation does not occur in any batch.
     """
     was_training = potential.training
     potential.eval()
@@ -53,13 +61,13 @@ def fit_scale_factors(
         scale.factor.fill_(1.0)
         scale.fitted.fill_(False)
     try:
-        order = _execution_order(potential, factors, batches[0])
+        unscaled = _unscaled_variances(potential, factors, batches)
         fitted = []
-        for index, name in enumerate(order, start=1):
-            result = _fit_one(potential, name, factors[name], batches)
+        for index, (name, variance) in enumerate(unscaled.items(), start=1):
+            result = _fit_one(potential, name, factors[name], batches, variance)
             fitted.append(result)
             if on_progress is not None:
-                on_progress(result, index, len(order))
+                on_progress(result, index, len(unscaled))
     finally:
         for scale in factors.values():
             scale.observer = None
@@ -67,26 +75,41 @@ def fit_scale_factors(
     return fitted
 
 
-def _execution_order(
-    potential: Potential, factors: dict[str, ScaleFactor], sample: tuple[Any, Topology]
-) -> list[str]:
+def _unscaled_variances(
+    potential: Potential, factors: dict[str, ScaleFactor], batches: Sequence[tuple[Any, Topology]]
+) -> dict[str, float]:
+    """The variance of every activation while no factor acts, in the order in which a forward pass meets them."""
     names = {id(scale): name for name, scale in factors.items()}
-    order: list[str] = []
+    totals: dict[str, Tensor] = {}  # weighted variance, rows
 
     def record(scale: ScaleFactor, x: Tensor, reference: Tensor | None) -> None:
-        order.append(names[id(scale)])
+        name, rows = names[id(scale)], x.shape[0]
+        seen = torch.tensor([_mean_variance(x) * rows, rows], dtype=torch.float64)
+        totals[name] = totals[name] + seen if name in totals else seen
 
     for scale in factors.values():
         scale.observer = record
     with torch.no_grad():
-        potential(*sample)
+        for batch, topology in batches:
+            potential(batch, topology)
     for scale in factors.values():
         scale.observer = None
-    return order
+    absent = [name for name in factors if name not in totals or totals[name][1] == 0]
+    if absent:
+        hint = "; model.quadruplets.tags must occur in the data" if "quadruplet" in absent[0] else ""
+        raise TrainingError(
+            f"Scale factor {absent[0]} (of {len(absent)}) cannot be fitted: the batches hold nothing that it scales; "
+            f"fit on more or larger systems{hint}."
+        )
+    return {name: float(total[0] / total[1]) for name, total in totals.items()}
 
 
 def _fit_one(
-    potential: Potential, name: str, scale: ScaleFactor, batches: Sequence[tuple[Any, Topology]]
+    potential: Potential,
+    name: str,
+    scale: ScaleFactor,
+    batches: Sequence[tuple[Any, Topology]],
+    unscaled: float,
 ) -> FittedScale:
     totals = torch.zeros(3, dtype=torch.float64)  # weighted variance, weighted reference variance, rows
 
@@ -112,7 +135,7 @@ def _fit_one(
             f"that of its reference {reference / max(rows, 1):.3g}; fit on more or larger systems."
         )
     scale.set(ratio**0.5)
-    return FittedScale(name, ratio**0.5, variance / rows, reference / rows)
+    return FittedScale(name, ratio**0.5, variance / rows, reference / rows, unscaled)
 
 
 def _mean_variance(x: Tensor) -> float:

@@ -1,5 +1,7 @@
 """The interaction block and the pieces it shares with the output heads (GemNet, fig. 2)."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,17 +28,25 @@ from ocpgem.models.gemnet.triplets import TripletInteraction
 class AtomEmbedding(nn.Module):
     """A trainable vector per element, uniform in (-sqrt 3, sqrt 3) at the start.
 
-    shared: one such vector for all elements, to which each element adds its own, zero at the start. An element that
-    training never shows then keeps the shared vector instead of a random one.
+    shared: the vector of an element is the sum of one that all elements share and one of its own, so that an element
+    that training does not show need not have a random one (see `start_from_shared`).
     """
 
     def __init__(self, n_elements: int, atom_dim: int, shared: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_elements, atom_dim).uniform_(-(3**0.5), 3**0.5))
         self.shared = None
-        if shared:
-            self.shared = nn.Parameter(self.weight.detach()[0].clone())
-            nn.init.zeros_(self.weight)
+        if shared:  # two halves of the variance
+            self.shared = nn.Parameter(torch.empty(atom_dim).uniform_(-(1.5**0.5), 1.5**0.5))
+            with torch.no_grad():
+                self.weight.mul_(0.5**0.5)
+
+    def start_from_shared(self, elements: Iterable[int]) -> None:
+        """Let all elements but these (atomic numbers) start with the shared vector alone."""
+        shown = torch.zeros(len(self.weight), dtype=torch.bool)
+        shown[torch.tensor(sorted(elements)) - 1] = True
+        with torch.no_grad():
+            self.weight[~shown] = 0
 
     def forward(self, atomic_numbers: Tensor) -> Tensor:
         """[n_atoms] -> [n_atoms, atom_dim]; atomic number 0 is an element that is not told (only if shared)."""

@@ -203,7 +203,7 @@ def _sum_block(x: Tensor, inner: Tensor, outer: Tensor, n_spherical: int) -> Ten
     sine = torch.maximum((outer[:, :, 3:6] @ normals).abs(), right)
     functions = _azimuthal(cosine, sine, n_spherical, "spherical_harmonics")
     mixed = functions.transpose(2, 3).flatten(1, 2)  # [b, max_outer * n_azimuthal, max_inner]
-    return (mixed @ x).unflatten(1, (outer.shape[1], -1))
+    return (mixed @ x).unflatten(1, (outer.shape[1], functions.shape[3]))
 
 
 def sum_outer(rows: Tensor, angles: QuadrupletAngles, tables: Quadruplets) -> Tensor:
@@ -221,7 +221,8 @@ def sum_outer(rows: Tensor, angles: QuadrupletAngles, tables: Quadruplets) -> Te
     columns: list[Tensor | None] = [None] * (n * n)
     for azimuth in range(2 * n - 1):
         users = [s for s, of_function in enumerate(azimuths) if of_function == azimuth]
-        summed = polar[:, users] @ table[:, :, azimuth]
+        of_users = torch.stack([polar[:, s] for s in users], dim=1)  # indexing by a list would wait for the device
+        summed = of_users @ table[:, :, azimuth]
         for position, s in enumerate(users):
             columns[s] = summed[:, position]
     return torch.stack([column for column in columns if column is not None], dim=1)

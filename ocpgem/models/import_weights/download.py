@@ -23,6 +23,18 @@ _HEADERS = {"User-Agent": "ocpgem", "Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True)
+class Patience:
+    """How long a failing connection is tried again."""
+
+    attempts: int = 5
+    """Connections in a row that may fail; one that brings something new starts the count anew."""
+    first_wait: float = 1.0
+    """Seconds before the second attempt; each further wait is twice as long."""
+    timeout: float = 60.0
+    """Seconds without an answer."""
+
+
+@dataclass(frozen=True)
 class Downloaded:
     """What arrived."""
 
@@ -51,16 +63,13 @@ def download(
     path: Path,
     sha256: str | None = None,
     progress: Progress = lambda done, total: None,
-    attempts: int = 5,
-    first_wait: float = 1.0,
-    timeout: float = 60.0,
+    patience: Patience = Patience(),
 ) -> Downloaded:
     """Fetch `url` to `path`, going on where an earlier call or a broken connection left off.
 
     What has arrived waits in PATH.partial; PATH itself appears when it is complete and its checksum, where one is
-    given, is right. attempts: how often in a row it may bring nothing new; the wait between them, `first_wait` seconds,
-    doubles each time. Raises RequestError if `path` is there already or the disk too full, CheckpointError if the
-    server refuses, the connection keeps failing, or the checksum is wrong.
+    given, is right. Raises RequestError if `path` is there already or the disk too full, CheckpointError if the server
+    refuses, the connection keeps failing, or the checksum is wrong.
     """
     if path.exists():
         raise RequestError(f"{path} is there already; remove it or choose another name")
@@ -69,16 +78,16 @@ def download(
     while True:
         before = partial.size
         try:
-            _fetch(url, partial, progress, timeout)
+            _fetch(url, partial, progress, patience.timeout)
             break
         except _PASSING as error:
             failures = 1 if partial.size > before else failures + 1
-            if failures >= attempts:
+            if failures >= patience.attempts:
                 kept = f"; {partial.size} bytes are kept in {partial.path}, and the same command goes on from there"
                 raise CheckpointError(
                     f"{url} cannot be fetched ({one_line(error)}){kept if partial.size else ''}"
                 ) from error
-            time.sleep(first_wait * 2 ** (failures - 1))
+            time.sleep(patience.first_wait * 2 ** (failures - 1))
     return _put_in_place(partial, path, sha256)
 
 

@@ -33,12 +33,29 @@ class _Move:
     transform: Transform | None
     inverse: Transform | None
 
+    def targets(self) -> tuple[str, ...]:
+        return (self.ours,)
+
+    def apply(self, value: Tensor) -> dict[str, Tensor]:
+        return {self.ours: value if self.transform is None else self.transform(value)}
+
 
 @dataclass(frozen=True)
 class _Scale:
     released: str
     ours: str
     zero_is_unfitted: bool
+
+    def targets(self) -> tuple[str, ...]:
+        return (f"{self.ours}.factor", f"{self.ours}.fitted")
+
+    def apply(self, value: Tensor) -> dict[str, Tensor]:
+        factor = value.detach().reshape(())
+        fitted = torch.ones_like(factor, dtype=torch.bool)
+        if self.zero_is_unfitted:
+            fitted = factor != 0
+            factor = torch.where(fitted, factor, torch.ones_like(factor))
+        return dict(zip(self.targets(), (factor, fitted), strict=True))
 
 
 class KeyMap:
@@ -74,13 +91,13 @@ class KeyMap:
 
     def alias_below(self, prefix: str, original_prefix: str) -> None:
         """What was described so far under `original_prefix` has second released names under `prefix`."""
-        for original in self._released_names():
+        for original in [entry.released for entry in self._entries()]:
             if original.startswith(original_prefix):
                 self.alias(prefix + original.removeprefix(original_prefix), original)
 
     def alias_endings(self, ending: str, original_ending: str) -> None:
         """What was described so far with `original_ending` has second released names with `ending`."""
-        for original in self._released_names():
+        for original in [entry.released for entry in self._entries()]:
             for name in self._names(original):
                 if name.endswith(original_ending):
                     self.alias(name.removesuffix(original_ending) + ending, original)
@@ -133,25 +150,34 @@ class KeyMap:
         """
         unused = set(source)
         missing: list[str] = []
+        shapes: list[str] = []
         target: dict[str, Tensor] = {}
-        for move in self._moves:
-            value = self._take(source, unused, self._names(move.released), origin)
+        for entry in self._entries():
+            value = self._take(source, unused, self._names(entry.released), origin)
             if value is None:
-                missing.append(f"{move.ours} (from {move.released})")
-            else:
-                target[move.ours] = value if move.transform is None else move.transform(value)
-        for scale in self._scales:
-            value = self._take(source, unused, self._names(scale.released), origin)
-            if value is None:
-                missing.append(f"{scale.ours}.factor (from {scale.released})")
-                missing.append(f"{scale.ours}.fitted (from {scale.released})")
-            else:
-                target |= _our_scale(scale, value)
+                missing.append(f"{entry.ours} (from {entry.released})")
+                continue
+            try:
+                target |= entry.apply(value)
+            except RuntimeError:  # torch cannot bring it into the form that the settings imply
+                shapes.append(f"{entry.released} is {list(value.shape)}")
         for key, constant in self._constants.items():
             if key in unused:
                 unused.remove(key)
                 _require_equal_constant(key, source[key], constant, origin)
-        _require_fit(target, expected, unused, missing, origin)
+        assert expected.keys() >= target.keys(), f"no model has {set(target) - set(expected)}"
+        shapes += [
+            f"{key} is {list(value.shape)} but the model needs {list(expected[key].shape)}"
+            for key, value in target.items()
+            if value.shape != expected[key].shape
+        ]
+        undescribed = set(expected) - {key for entry in self._entries() for key in entry.targets()}
+        missing += undescribed
+        if unused or missing or shapes:
+            raise CheckpointError(
+                f"{origin} does not fit the model: unused keys {sorted(unused) or 'none'}; "
+                f"missing {sorted(missing) or 'none'}; wrong shapes {shapes or 'none'}"
+            )
         return target
 
     def to_released(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -168,8 +194,8 @@ class KeyMap:
             released |= dict.fromkeys(self._names(scale.released), factor)
         return released
 
-    def _released_names(self) -> list[str]:
-        return [entry.released for entry in (*self._moves, *self._scales)]
+    def _entries(self) -> "list[_Move | _Scale]":
+        return [*self._moves, *self._scales]
 
     def _names(self, released: str) -> tuple[str, ...]:
         """All released names of one tensor, the one it is moved by first."""
@@ -189,39 +215,6 @@ class KeyMap:
         return source[present[0]] if present else None
 
 
-def _our_scale(scale: _Scale, value: Tensor) -> dict[str, Tensor]:
-    factor = value.detach().reshape(())
-    fitted = torch.ones_like(factor, dtype=torch.bool)
-    if scale.zero_is_unfitted:
-        fitted = factor != 0
-        factor = torch.where(fitted, factor, torch.ones_like(factor))
-    return {f"{scale.ours}.factor": factor, f"{scale.ours}.fitted": fitted}
-
-
 def _require_equal_constant(key: str, value: Tensor, constant: Tensor, origin: str) -> None:
     if value.shape != constant.shape or not value.double().allclose(constant.double(), rtol=1e-6, atol=1e-7):
         raise CheckpointError(f"{origin}: the constant {key} does not have the value that its settings imply")
-
-
-def _require_fit(
-    target: Mapping[str, Tensor],
-    expected: Mapping[str, Tensor],
-    unused: set[str],
-    missing: list[str],
-    origin: str,
-) -> None:
-    told = {entry.split(" ", 1)[0] for entry in missing}
-    missing = sorted([*missing, *(key for key in expected if key not in target and key not in told)])
-    assert expected.keys() >= target.keys(), (
-        f"the map names tensors that no model has: {set(target) - set(expected)}"
-    )
-    shapes = [
-        f"{key} is {list(value.shape)} but the model needs {list(expected[key].shape)}"
-        for key, value in target.items()
-        if value.shape != expected[key].shape
-    ]
-    if unused or missing or shapes:
-        raise CheckpointError(
-            f"{origin} does not fit the model: unused keys {sorted(unused) or 'none'}; "
-            f"missing {missing or 'none'}; wrong shapes {shapes or 'none'}"
-        )

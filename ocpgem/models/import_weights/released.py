@@ -78,8 +78,11 @@ def import_released(
             f"element references: {len(normalization.element_energies)} elements, from the file's elementrefs"
         )
     potential = Potential(config, normalization)
-    expected = potential.model.state_dict()
-    potential.model.load_state_dict(keys.to_ours(container.state_dict, expected, container.origin))
+    tensors = keys.to_ours(container.state_dict, potential.model.state_dict(), container.origin)
+    broken = sorted(key for key, value in tensors.items() if not bool(value.isfinite().all()))
+    if broken:
+        raise CheckpointError(f"{container.origin}: weights that are not finite: {', '.join(broken)}")
+    potential.model.load_state_dict(tensors)
     facts = {"imported_from": container.origin, "released_family": container.family, "notes": notes}
     if path.is_file():
         facts["sha256"] = _sha256(path)

@@ -7,6 +7,7 @@ stand-ins of this module, which return plain Python values.
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,7 +46,7 @@ def _path(*parts: str) -> str:
     return str(PurePosixPath(*map(str, parts)))
 
 
-_STAND_INS = [
+_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     (_NumberType, "numpy.dtype"),
     (_number, "numpy.core.multiarray.scalar"),
     (_number, "numpy._core.multiarray.scalar"),

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import os
 import signal
@@ -117,3 +118,46 @@ def test_tensors_a_worker_sends_do_not_overlap(recipe):
     batch.pos.zero_()
     topology.main.edge_index.zero_()
     assert torch.equal(batch.forces, forces)
+
+
+def numbers_of(step):
+    return {
+        (int(data.sid), int(data.fid)): data.atomic_numbers
+        for batch, _ in step.micro_batches
+        for data in batch.to_data_list()
+    }
+
+
+def test_hidden_elements_become_zero_all_atoms_of_one_element_together(recipe):
+    hiding = dataclasses.replace(recipe, hide_elements=0.4)
+    hidden, kept = 0, 0
+    for step, plain in zip(
+        take(TrainLoader(hiding, 6, seed=1), 8), take(TrainLoader(recipe, 6, seed=1), 8), strict=True
+    ):
+        shown, true = numbers_of(step), numbers_of(plain)
+        for key, numbers in shown.items():
+            for element in true[key].unique():
+                seen = numbers[true[key] == element].unique()
+                assert seen.tolist() in ([0], [int(element)])
+                hidden, kept = hidden + int(seen[0] == 0), kept + int(seen[0] != 0)
+    assert 0.3 < hidden / (hidden + kept) < 0.5
+
+
+def test_what_is_hidden_depends_on_step_and_record_only(recipe):
+    hiding = dataclasses.replace(recipe, hide_elements=0.4)
+    whole = take(TrainLoader(hiding, 6, seed=1), 9)
+    resumed = take(TrainLoader(hiding, 6, seed=1), 5, start=4)
+    ranks = [take(TrainLoader(hiding, 6, seed=1, rank=rank, world_size=2), 9) for rank in range(2)]
+    for index, step in enumerate(whole):
+        expected = numbers_of(step)
+        copies = [numbers_of(ranks[0][index]) | numbers_of(ranks[1][index])]
+        if index >= 4:
+            copies.append(numbers_of(resumed[index - 4]))
+        for copy in copies:
+            assert copy.keys() == expected.keys()
+            assert all(torch.equal(copy[key], expected[key]) for key in expected)
+
+
+def test_nothing_is_hidden_in_evaluation(recipe):
+    hiding = dataclasses.replace(recipe, hide_elements=1.0)
+    assert all((item.batch.atomic_numbers > 0).all() for item in EvalLoader(hiding, 4))
