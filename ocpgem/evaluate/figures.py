@@ -5,7 +5,7 @@ All functions return a PNG, drawn without pyplot: nothing global changes and no 
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
@@ -136,6 +136,32 @@ def overview(theme: Theme, history: History, sets: Sets) -> "Figure":
     figure = _figure(_PANEL_INCHES * len(draw), 3.4)
     for number, each in enumerate(draw, start=1):
         each(figure.add_subplot(1, len(draw), number))
+    return figure
+
+
+@_png
+def activation_variances(
+    theme: Theme, names: Sequence[str], without: Sequence[float], with_factors: Sequence[float]
+) -> "Figure":
+    """The variance of each activation with and without scale factors, from input to output, as the GemNet paper has it.
+
+    names, without, with_factors: one entry for each activation, in the order of the forward pass.
+    """
+    figure = _figure(6.4, 1.3 + 0.17 * len(names))
+    ax = figure.add_subplot()
+    rows = np.arange(len(names))
+    ax.axvline(1, color=theme.line, lw=0.9)
+    for values, label, colour in (
+        (without, "without factors", theme.cycle[1]),
+        (with_factors, "with factors", theme.cycle[0]),
+    ):
+        ax.plot(values, rows, marker="o", ms=3.5, lw=1.2, color=colour, label=label)
+    ax.set_xscale("log")
+    ax.set_yticks(rows, names, fontsize=7)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(False, axis="y")
+    ax.set_xlabel("variance of the activation")
+    figure.legend(loc="outside upper right", ncols=2)
     return figure
 
 

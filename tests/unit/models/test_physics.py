@@ -5,6 +5,7 @@ numbering of the atoms.
 """
 
 import copy
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -183,7 +184,7 @@ def test_symmetric_truncation_keeps_numbering_and_supercell_without_effect(case:
     energy, forces = energy_and_forces(potential, batch)
     assert abs(energy - complete) > 1e-6  # something is cut
     mean = potential.normalization.energy_mean
-    doubled_energy, doubled_forces = energy_and_forces(potential, doubled(batch, 0))
+    doubled_energy, doubled_forces = energy_and_forces(potential, doubled(batch, 2))
     agree(doubled_energy - mean, 2 * (energy - mean))
     agree(doubled_forces, forces.repeat(2, 1))
     follow = renumber_atoms(batch)
@@ -198,7 +199,7 @@ def test_released_truncation_lets_numbering_and_supercell_change_the_energy(case
     potential, batch = truncated(case, "released"), random_slabs((9,))
     mean = potential.normalization.energy_mean
     energy, _ = energy_and_forces(potential, batch)
-    doubled_energy, _ = energy_and_forces(potential, doubled(batch, 0))
+    doubled_energy, _ = energy_and_forces(potential, doubled(batch, 2))
     renumber_atoms(batch)
     new_energy, _ = energy_and_forces(potential, batch)
     assert abs(doubled_energy - mean - 2 * (energy - mean)) > 1e-6 * abs(energy)
@@ -212,7 +213,8 @@ def test_released_truncation_lets_numbering_and_supercell_change_the_energy(case
 def test_gradient_forces_are_minus_the_finite_differences_of_the_energy(case: str) -> None:
     potential, batch = case_potential(case), random_slabs()
     _, forces = energy_and_forces(potential, batch)
-    pos, step = batch.pos, 1e-4
+    # So small that no edge crosses a cutoff and no quadruplet of the random atoms a plane, where energies have a kink.
+    pos, step = batch.pos, 1e-6
     topology = topology_of(batch, potential.graph_spec)
 
     def energy_at(moved: Tensor) -> float:
@@ -223,10 +225,7 @@ def test_gradient_forces_are_minus_the_finite_differences_of_the_energy(case: st
     generator = torch.Generator().manual_seed(0)
     for _ in range(4):
         way = torch.randn(pos.shape, dtype=pos.dtype, generator=generator)
-        # Of fourth order, with the edges held fixed: none is near a cutoff.
-        near = energy_at(pos + step * way) - energy_at(pos - step * way)
-        far = energy_at(pos + 2 * step * way) - energy_at(pos - 2 * step * way)
-        slope = (8 * near - far) / (12 * step)
+        slope = (energy_at(pos + step * way) - energy_at(pos - step * way)) / (2 * step)
         assert float((forces * way).sum()) == pytest.approx(-slope, rel=1e-6, abs=1e-7)
 
 
@@ -322,15 +321,15 @@ def jump_and_kink(case: str, graph: str) -> tuple[float, float]:
         with torch.no_grad():
             energies.append(float(potential(batch, topology).energy))
     assert n_edges[1] == n_edges[2] + 2
-    before, across, after = (b - a for a, b in zip(energies, energies[1:], strict=False))
+    before, across, after = (b - a for a, b in itertools.pairwise(energies))
     return abs(across - (before + after) / 2), abs(after - before) / (2 * STEP)
 
 
 @pytest.mark.parametrize(("case", "graph"), CUTOFFS)
 def test_energy_is_smooth_where_a_pair_leaves_a_graph(case: str, graph: str) -> None:
     jump, kink = jump_and_kink(case, graph)
-    assert jump < 1e-9
-    assert kink < 1e-2 * STEP**0.5
+    assert jump < 1e-10
+    assert kink < 1e-4
 
 
 @pytest.mark.parametrize(("case", "graph"), [c for c in CUTOFFS if c[0] in ("gemnet_Q", "gemnet_OC")])
@@ -338,8 +337,8 @@ def test_the_inspection_notices_a_cutoff_without_envelope(
     case: str, graph: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(basis, "polynomial_envelope", lambda u, exponent: torch.ones_like(u))
-    jump, _ = jump_and_kink(case, graph)
-    assert jump > 1e-8
+    jump, kink = jump_and_kink(case, graph)
+    assert jump > 1e-5 or kink > 1e-3
 
 
 # Unusual structures
@@ -393,7 +392,7 @@ def test_a_single_dimer_has_forces_along_its_bond_and_trains(case: str, dtype: t
     predicted = potential(batch, topology)
     bond = batch.pos[1] - batch.pos[0]
     sideways = torch.linalg.cross(predicted.forces.detach(), bond.expand(2, 3))
-    assert sideways.abs().max() <= TOLERANCE[dtype] * predicted.forces.abs().max()
+    assert sideways.abs().max() <= 10 * TOLERANCE[dtype] * predicted.forces.abs().max()
     (predicted.energy.sum() + predicted.forces.square().sum()).backward()
     gradients = [weight.grad for weight in potential.parameters() if weight.grad is not None]
     assert gradients

@@ -1,7 +1,9 @@
 """Scale factors: each restores the variance of its reference, with all earlier ones active."""
 
-from typing import Any
+import dataclasses
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,16 +11,25 @@ from torch import Tensor
 from ocpgem.data.dataset import InMemoryDataset
 from ocpgem.data.loader import Recipe, TrainLoader
 from ocpgem.errors import TrainingError
+from ocpgem.models.gemnet.config import DEFAULTS, Variant
 from ocpgem.models.gemnet.layers import ScaleFactor
 from ocpgem.models.potential import Normalization, Potential
 from ocpgem.train.scale_fitting import fit_scale_factors, scale_factors
 from tests.structures import small_config
 from tests.tiny_runs import random_system, random_systems
 
+VARIANTS = get_args(Variant)
+NARROW: dict[str, dict[str, Any]] = {
+    "quadruplets": {"cutoff": 4.0, "max_neighbors": 4, "in_dim": 4, "out_dim": 5, "spherical_dim": 6},
+    "atom_edge": {"cutoff": 4.0, "max_neighbors": 6, "in_dim": 4, "out_dim": 5, "circular_dim": 3},
+    "atom_atom": {"cutoff": 5.0, "in_dim": 4, "out_dim": 5},
+}
+
 
 def make_potential(variant: str) -> Potential:
     torch.manual_seed(0)
-    return Potential(small_config(variant), Normalization())
+    paths = {path: NARROW[path] for path in NARROW if path in DEFAULTS[variant]}
+    return Potential(small_config(variant, **paths), Normalization())
 
 
 def make_batches(potential: Potential, n: int = 9, batch_size: int = 3) -> list[tuple[Any, Any]]:
@@ -50,7 +61,20 @@ def measured_ratios(potential: Potential, batches: list[tuple[Any, Any]]) -> dic
     return {name: (float(total[0]), float(total[1])) for name, total in totals.items()}
 
 
-@pytest.mark.parametrize("variant", ["gemnet_dT", "gemnet_T"])
+def rows_seen(potential: Potential, batches: list[tuple[Any, Any]]) -> dict[str, list[int]]:
+    """For every factor, how many rows its activation has in each batch."""
+    rows: dict[str, list[int]] = {name: [] for name in scale_factors(potential)}
+    for name, scale in scale_factors(potential).items():
+        scale.observer = lambda _, x, reference, name=name: rows[name].append(x.shape[0])
+    with torch.no_grad():
+        for batch, topology in batches:
+            potential(batch, topology)
+    for scale in scale_factors(potential).values():
+        scale.observer = None
+    return rows
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_fitted_factor_gives_its_activation_the_variance_of_its_reference(variant: str) -> None:
     potential = make_potential(variant)
     batches = make_batches(potential)
@@ -70,6 +94,21 @@ def test_every_fitted_factor_gives_its_activation_the_variance_of_its_reference(
         assert after == pytest.approx(reference, rel=1e-4), scale.name
         assert scale.variance_before * scale.factor**2 == pytest.approx(scale.variance_reference, rel=1e-6)
         assert float(scale_factors(potential)[scale.name].factor) == pytest.approx(scale.factor, rel=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_variances_without_factors_are_those_of_a_model_whose_factors_are_all_one(variant: str) -> None:
+    potential = make_potential(variant)
+    batches = make_batches(potential)
+    fitted = fit_scale_factors(potential, batches)
+    for scale in scale_factors(potential).values():
+        scale.set(1.0)
+    measured = measured_ratios(potential, batches)
+    rows = {name: sum(counts) for name, counts in rows_seen(potential, batches).items()}
+    for scale in fitted:
+        assert scale.variance_unscaled == pytest.approx(measured[scale.name][0] / rows[scale.name], rel=1e-4)
+        assert scale.variance_scaled == pytest.approx(scale.variance_reference, rel=1e-6)
+    assert fitted[0].variance_before == pytest.approx(fitted[0].variance_unscaled, rel=1e-6)
 
 
 def test_fitting_again_gives_the_same_factors_whatever_they_were() -> None:
@@ -101,9 +140,18 @@ def test_an_activation_that_does_not_vary_is_refused_by_name() -> None:
     assert all(scale.observer is None for scale in scale_factors(potential).values())
 
 
-def test_one_atom_of_one_element_in_a_perfect_crystal_is_refused() -> None:
-    import numpy as np
+def test_data_without_any_quadruplet_is_refused_with_a_word_on_tags() -> None:
+    potential = make_potential("gemnet_OC")
+    untagged = [dataclasses.replace(s, tags=np.zeros(s.n_atoms, dtype=np.uint8)) for s in random_systems(3)]
+    recipe = Recipe(InMemoryDataset(untagged), potential.graph_spec)
+    batch = next(TrainLoader(recipe, 3, seed=0).steps()).micro_batches[0]
+    with pytest.raises(
+        TrainingError, match=r"quadruplets\.scale_circular.*model.quadruplets.tags must occur"
+    ):
+        fit_scale_factors(potential, [batch])
 
+
+def test_one_atom_of_one_element_in_a_perfect_crystal_is_refused() -> None:
     pos = np.zeros((1, 3), dtype=np.float32)
     numbers, one = np.array([29], dtype=np.uint8), np.ones(1, dtype=np.uint8)
     rng = np.random.default_rng(0)
