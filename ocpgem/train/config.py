@@ -47,7 +47,8 @@ class LossSection(Section):
     forces_softening: float = Field(
         0.0,
         ge=0,
-        description="eV/A; errors much smaller than this count quadratically, so that rare large forces lead",
+        description="eV/A; errors much smaller than this count quadratically at the start of the run, so that rare "
+        "large forces lead; falls to 0 by the middle of the run",
     )
 
 

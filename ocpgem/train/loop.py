@@ -170,6 +170,7 @@ class TrainingLoop:
         """One optimiser step; returns this rank's share of the loss and the gradient norm."""
         parts, config = self._parts, self._config
         parts.potential.train()
+        progress = step_batch.step / config.steps
         counts = GlobalCounts(step_batch.n_systems_global, step_batch.n_free_atoms_global)
         n_real = len(step_batch.micro_batches) - step_batch.n_padding
         total = torch.zeros((), device=parts.device)
@@ -177,7 +178,9 @@ class TrainingLoop:
             batch, topology = on_host.to(parts.device), topology_on_host.to(parts.device)
             with _memory_errors_explained(batch, topology):
                 predictions = parts.engine.forward(batch, topology)
-                share = loss_share(predictions, batch, config.loss, parts.potential.normalization, counts)
+                share = loss_share(
+                    predictions, batch, config.loss, parts.potential.normalization, counts, progress
+                )
                 if index >= n_real:  # repeats a system only so that every rank runs as many micro-batches
                     share = share * 0.0
                 self._require_finite(share, batch)

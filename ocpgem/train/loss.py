@@ -24,17 +24,21 @@ def loss_share(
     weights: LossSection,
     normalization: Normalization,
     counts: GlobalCounts,
+    progress: float = 0.0,
 ) -> Tensor:
     """This micro-batch's share of the step's loss: the shares of all ranks and micro-batches add up to the global mean.
 
     Errors are divided by the standard deviations of `normalization`, so the loss is that of normalised targets.
+    progress: the fraction of the run that is done; the softening of small force errors falls to zero by its middle.
     """
     energy_error = (predictions.energy - batch.energy.to(predictions.energy.dtype)).abs().sum()
     loss = weights.energy / (normalization.energy_std * counts.n_systems) * energy_error
     if predictions.forces is not None and weights.forces > 0 and counts.n_free_atoms > 0:
         error = predictions.forces - batch.forces
         free = (~batch.fixed.bool()).to(error.dtype)
-        softening = weights.forces_softening + 1e-12  # never 0, so that the gradient of a zero error exists
+        softening = (
+            weights.forces_softening * max(0.0, 1 - 2 * progress) + 1e-12
+        )  # never 0, so that the gradient of a zero error exists
         force_error = (error.square().sum(dim=1) + softening**2).sqrt() - softening
         loss = (
             loss

@@ -100,3 +100,14 @@ def test_a_batch_without_labels_is_refused_by_name(key: str) -> None:
         require_labels(collate(systems), forces=True)
     if key == "forces":
         require_labels(collate(systems), forces=False)
+
+
+@pytest.mark.parametrize(("progress", "softening"), [(0.0, 0.2), (0.25, 0.1), (0.5, 0.0), (0.9, 0.0)])
+def test_small_force_errors_are_softened_at_the_start_of_a_run_only(
+    progress: float, softening: float
+) -> None:
+    batch = SimpleNamespace(energy=torch.zeros(1), forces=torch.zeros(1, 3), fixed=torch.tensor([False]))
+    predictions = Predictions(torch.zeros(1), torch.tensor([[0.3, 0.0, 0.0]]))
+    weights = LossSection(energy=0.0, forces=1.0, forces_softening=0.2)
+    share = loss_share(predictions, batch, weights, Normalization(), GlobalCounts(1, 1), progress)
+    assert float(share) == pytest.approx(math.hypot(0.3, softening) - softening, rel=1e-5)
