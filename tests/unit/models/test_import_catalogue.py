@@ -1,8 +1,11 @@
 """The catalogue names every released GemNet with a model of the published size."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from ocpgem.config import load_config
 from ocpgem.errors import RequestError
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.model import GemNet
@@ -10,6 +13,7 @@ from ocpgem.models.import_weights.catalogue import CATALOGUE, Released, describe
 from ocpgem.models.import_weights.export import family_of, released_kwargs
 from ocpgem.models.import_weights.released import FAMILIES
 from ocpgem.models.potential import n_parameters
+from ocpgem.train.config import TrainConfig
 
 SIZES = {  # trainable parameters, scale factors and keys of the released state dicts (spec 6.1 to 6.3)
     "GemNet-dT": (31_671_808, 17, 197),
@@ -70,3 +74,11 @@ def test_a_name_may_be_written_as_released_and_a_wrong_one_gets_near_ones() -> N
         find("GemNet-dT-OC20-2M")
     with pytest.raises(RequestError, match="--list"):
         find("xyz")
+
+
+def test_every_entry_names_a_configuration_with_its_model() -> None:
+    root = Path(__file__).resolve().parents[3]
+    for entry in CATALOGUE:
+        configured = load_config(root / entry.config, [], TrainConfig).model
+        released = GemNetConfig.model_validate(entry.model)
+        assert configured.model_dump() == released.model_dump(), entry.name
