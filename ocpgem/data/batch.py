@@ -13,7 +13,7 @@ from torch_geometric.data import Batch, Data
 from ocpgem.data.system import MAX_ATOMIC_NUMBER, System, degenerate_cells
 from ocpgem.errors import DataError
 
-ATOM_KEYS = ("pos", "atomic_numbers", "tags", "fixed", "forces", "pos_relaxed")
+ATOM_KEYS = ("pos", "atomic_numbers", "tags", "fixed", "forces", "pos_relaxed", "hidden")
 OPTIONAL_KEYS = ("energy", "forces", "energy_relaxed", "pos_relaxed")
 FINITE_KEYS = ("pos", "cell", *OPTIONAL_KEYS)
 
@@ -23,7 +23,8 @@ class AtomicData(Data):
 
     pos [n, 3] float32 A, cell [1, 3, 3] float32 A (rows), pbc [1, 3] bool, atomic_numbers [n] int64,
     tags [n] int64, fixed [n] bool, natoms [1], sid [1], fid [1] int64, energy [1] float64 eV,
-    forces [n, 3] float32 eV/A, energy_relaxed [1] float64 eV, pos_relaxed [n, 3] float32 A.
+    forces [n, 3] float32 eV/A, energy_relaxed [1] float64 eV, pos_relaxed [n, 3] float32 A,
+    hidden [n] bool: in training, atoms whose element the model is not told (`data.hide_elements`).
     """
 
 
@@ -33,9 +34,14 @@ def to_data(system: System) -> AtomicData:
     return AtomicData(**columns)
 
 
-def collate(systems: Sequence[System], max_atomic_number: int = MAX_ATOMIC_NUMBER) -> Batch:
+def collate(
+    systems: Sequence[System],
+    max_atomic_number: int = MAX_ATOMIC_NUMBER,
+    hidden: NDArray[np.bool_] | None = None,
+) -> Batch:
     """Validate systems and join them: equal to `Batch.from_data_list([to_data(s) for s in systems])`, faster.
 
+    hidden: atoms [n] over all systems whose element is not to be told to the model.
     Raises DataError, naming the system, for values or shapes no model can use, an element beyond
     `max_atomic_number`, or labels that only some of the systems have.
     """
@@ -43,6 +49,8 @@ def collate(systems: Sequence[System], max_atomic_number: int = MAX_ATOMIC_NUMBE
         system.check_shapes()
     columns = _columns(systems)
     _check_values(systems, columns, max_atomic_number)
+    if hidden is not None:
+        columns["hidden"] = hidden
     return batch_from_columns(columns)
 
 

@@ -78,7 +78,7 @@ class Recipe:
     graph: GraphSpec
     max_atomic_number: int = MAX_ATOMIC_NUMBER
     hide_elements: float = 0.0
-    """Probability that an element of a training system becomes atomic number 0."""
+    """Probability that the model is not told an element of a training system."""
 
     def prepare(self, indices: Ints, draw: tuple[int, int] | None = None) -> tuple[Batch, Topology]:
         """The batch of some records and its topology; raises DataError naming the record at fault.
@@ -86,12 +86,15 @@ class Recipe:
         draw: seed and step of a training batch; with the record's index they decide which elements are hidden.
         """
         systems = [self.dataset[index] for index in indices.tolist()]
-        batch = collate(systems, self.max_atomic_number)
+        hidden = None
         if draw is not None and self.hide_elements > 0:
-            hidden = [
-                self._hidden(system, (*draw, i)) for system, i in zip(systems, indices.tolist(), strict=True)
-            ]
-            batch.atomic_numbers[torch.from_numpy(np.concatenate(hidden))] = 0
+            hidden = np.concatenate(
+                [
+                    self._hidden(system, (*draw, index))
+                    for system, index in zip(systems, indices.tolist(), strict=True)
+                ]
+            )
+        batch = collate(systems, self.max_atomic_number, hidden)
         edges = []
         for system in systems:
             try:

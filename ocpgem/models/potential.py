@@ -82,7 +82,9 @@ class Potential(nn.Module):
     def forward(self, batch: Any, topology: Topology) -> Predictions:
         """batch: a PyG batch of `AtomicData`; topology: built with `graph_spec` for the same systems."""
         dtype = self.model.atom_embedding.weight.dtype
-        structures = Structures(batch.pos.to(dtype), batch.cell.to(dtype), batch.atomic_numbers)
+        structures = Structures(
+            batch.pos.to(dtype), batch.cell.to(dtype), batch.atomic_numbers, getattr(batch, "hidden", None)
+        )
         with torch.autocast(
             batch.pos.device.type, torch.bfloat16, enabled=self.train_in_bf16 and self.training
         ):

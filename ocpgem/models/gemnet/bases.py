@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from ase.data import covalent_radii
 from torch import Tensor, nn
 
 from ocpgem.graph.topology import Topology
@@ -105,6 +106,9 @@ def _project(radial: Tensor, weight: Tensor) -> Tensor:
 class Bases(nn.Module):
     """All radial bases and their projections; a path that the model lacks has none."""
 
+    radii: Tensor | None
+    """Covalent radii in A by atomic number, where distances are measured in them."""
+
     def __init__(self, config: GemNetConfig) -> None:
         super().__init__()
         self.n_spherical = config.n_spherical
@@ -137,12 +141,15 @@ class Bases(nn.Module):
             self.radial_of_atom_atom = _radial_basis(config, config.atom_atom.cutoff)
             self.radial_atom_atom = Dense(n_radial, radial_dim)
         self.config = config
+        in_radii = config.radial_basis.unit == "covalent_radii"
+        radii = torch.tensor(covalent_radii[: config.n_elements + 1], dtype=torch.float32)
+        self.register_buffer("radii", radii if in_radii else None, persistent=False)
 
     def forward(self, geometry: Geometry, topology: Topology) -> tuple[Basis, Tensor]:
         """The projected bases, and the raw radial basis of the main edges, [n_edges, n_radial]."""
         edges, main = topology.main, geometry.main
-        radial = self.radial(main.distance)
-        angular = radial if self.angular is None else self.angular(main.distance)
+        radial = self.radial(main.distance, main.radii)
+        angular = radial if self.angular is None else self.angular(main.distance, main.radii)
         harmonics = scaled_harmonics(main.direction, self.n_spherical)
         basis = Basis(
             radial_atom=self.radial_atom(radial),
@@ -159,7 +166,8 @@ class Bases(nn.Module):
         if self.config.atom_atom is not None:
             assert geometry.atom_atom is not None
             assert topology.atom_atom is not None
-            of_pairs = self.radial_atom_atom(self.radial_of_atom_atom(geometry.atom_atom.distance))
+            pairs = geometry.atom_atom
+            of_pairs = self.radial_atom_atom(self.radial_of_atom_atom(pairs.distance, pairs.radii))
             basis.atom_atom = pad_by_target(of_pairs, topology.atom_atom)
         return basis, radial
 
@@ -178,7 +186,7 @@ class Bases(nn.Module):
             self.spherical_quadruplet.observe(of_both)
         return QuadrupletBasis(
             radial=self.radial_quadruplet(radial),
-            circular=self.circular_quadruplet(self.angular_middle(middle.distance)),
+            circular=self.circular_quadruplet(self.angular_middle(middle.distance, middle.radii)),
             spherical=self.spherical_quadruplet(angular),
             angles=angles,
         )
@@ -195,7 +203,7 @@ class Bases(nn.Module):
         )
         if path.to_edges:
             basis.atom_to_edge = TripletBasis(
-                self.radial_atom_to_edge(self.radial_of_atom_edge(between.distance)),
+                self.radial_atom_to_edge(self.radial_of_atom_edge(between.distance, between.radii)),
                 self.circular_atom_to_edge(angular),
             )
             if self.circular_atom_to_edge.is_observed:
@@ -205,7 +213,7 @@ class Bases(nn.Module):
         if path.to_atoms:
             basis.edge_to_atom = TripletBasis(
                 self.radial_edge_to_atom(radial),
-                self.circular_edge_to_atom(self.angular_atom_edge(between.distance)),
+                self.circular_edge_to_atom(self.angular_atom_edge(between.distance, between.radii)),
             )
             if self.circular_edge_to_atom.is_observed:
                 self.circular_edge_to_atom.observe(

@@ -28,6 +28,11 @@ class RadialBasisConfig(Section):
 
     name: Literal["gaussian", "spherical_bessel", "bernstein"] = "gaussian"
     n_radial: int = Field(128, ge=2, le=1024, description="number of radial functions")
+    unit: Literal["cutoff", "covalent_radii"] = Field(
+        "cutoff",
+        description="what distances are measured in: the cutoff, or three times the sum of both covalent radii, in "
+        "which bonds of all elements look alike",
+    )
     envelope: EnvelopeConfig = EnvelopeConfig()
 
 
@@ -200,13 +205,14 @@ class RadialBasis(nn.Module):
         """Whether the functions have parameters; bases of the same kind then have a copy each."""
         return any(True for _ in self.functions.parameters())
 
-    def forward(self, distance: Tensor) -> Tensor:
+    def forward(self, distance: Tensor, radii: Tensor | None = None) -> Tensor:
+        """distance: [n_edges] in A; radii: [n_edges] sum of both covalent radii in A, where they are the unit."""
         u = distance / self.cutoff
         if self.envelope.name == "polynomial":
             envelope = polynomial_envelope(u, self.envelope.exponent)
         else:
             envelope = exponential_envelope(u)
-        functions = self.functions(u)
+        functions = self.functions(u if radii is None else distance / (3 * radii))
         values = functions * envelope.view(-1, *[1] * (functions.ndim - 1))
         return values if self.scale is None else self.scale.observe(self.scale(values), None)
 

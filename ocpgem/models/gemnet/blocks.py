@@ -48,12 +48,12 @@ class AtomEmbedding(nn.Module):
         with torch.no_grad():
             self.weight[~shown] = 0
 
-    def forward(self, atomic_numbers: Tensor) -> Tensor:
-        """[n_atoms] -> [n_atoms, atom_dim]; atomic number 0 is an element that is not told (only if shared)."""
+    def forward(self, atomic_numbers: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """[n_atoms] -> [n_atoms, atom_dim]; hidden: [n_atoms], atoms that get the shared vector alone."""
+        own = F.embedding(atomic_numbers - 1, self.weight)
         if self.shared is None:
-            return F.embedding(atomic_numbers - 1, self.weight)
-        own = F.embedding((atomic_numbers - 1).clamp_min(0), self.weight)
-        return self.shared + own * (atomic_numbers > 0).unsqueeze(1)
+            return own
+        return self.shared + (own if hidden is None else own * (~hidden).unsqueeze(1))
 
 
 class EdgeEmbedding(nn.Module):

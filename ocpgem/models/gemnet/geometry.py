@@ -17,20 +17,30 @@ class EdgeGeometry:
     """[n_edges] in A."""
     direction: Tensor
     """[n_edges, 3], unit vectors from source to target."""
+    radii: Tensor | None = None
+    """[n_edges], the sum of both atoms' covalent radii in A; None if no basis asks for it."""
 
 
-def edge_geometry(pos: Tensor, cell: Tensor, batch: Tensor, edges: EdgeSet) -> EdgeGeometry:
+def edge_geometry(
+    pos: Tensor, cell: Tensor, batch: Tensor, edges: EdgeSet, radii: Tensor | None = None
+) -> EdgeGeometry:
     """Distances and directions of the edges.
 
     pos [n_atoms, 3] and cell [n_systems, 3, 3] (rows are lattice vectors) in A; batch [n_atoms] is the system of
-    each atom.
+    each atom; radii: covalent, [n_atoms] in A.
     """
     # [n_edges, 1, 3] @ [n_edges, 3, 3] -> [n_edges, 3]
     target = edges.edge_index[1]
     shift = (edges.cell_offsets.to(pos.dtype).unsqueeze(1) @ cell[batch[target]]).squeeze(1)
     vector = from_target(pos, edges) - from_source(pos, edges) - shift
     distance = vector.norm(dim=-1)
-    return EdgeGeometry(distance, vector / distance[:, None])
+    of_edges = None if radii is None else radii[edges.edge_index].sum(0)
+    return EdgeGeometry(distance, vector / distance[:, None], of_edges)
+
+
+def rounding_noise(dtype: torch.dtype) -> float:
+    """The sine of an angle between two directions below which it is rounding noise."""
+    return 1e-10 if dtype == torch.float64 else 1e-6
 
 
 @dataclass
@@ -59,8 +69,8 @@ def plane_side(main: EdgeGeometry, middle: EdgeGeometry, table: TripletTable, at
     cross = torch.linalg.cross(first, second)
     square = cross.square().sum(-1)
     # Where both edges lie on one line, the plane and the angle to it are undefined; the released models use a right
-    # angle there (gemnet.md 9.5). Below this size the cross product is rounding noise.
-    flat = square < (1e-10 if cross.dtype == torch.float64 else 1e-6) ** 2
+    # angle there (gemnet.md 9.5).
+    flat = square < rounding_noise(cross.dtype) ** 2
     length = torch.where(flat, torch.ones_like(square), square).sqrt()
     normal = cross / length[:, None] * (~flat)[:, None]
     return PlaneSide(
@@ -98,14 +108,14 @@ class Geometry:
     atom_atom: EdgeGeometry | None
 
 
-def all_geometry(pos: Tensor, cell: Tensor, topology: Topology) -> Geometry:
+def all_geometry(pos: Tensor, cell: Tensor, topology: Topology, radii: Tensor | None = None) -> Geometry:
     """The geometry of the edge sets that the topology holds."""
 
     def of(edges: EdgeSet | None) -> EdgeGeometry | None:
-        return None if edges is None else edge_geometry(pos, cell, topology.batch, edges)
+        return None if edges is None else edge_geometry(pos, cell, topology.batch, edges, radii)
 
     return Geometry(
-        main=edge_geometry(pos, cell, topology.batch, topology.main),
+        main=edge_geometry(pos, cell, topology.batch, topology.main, radii),
         middle=of(topology.quadruplet),
         atom_edge=of(topology.atom_edge),
         atom_atom=of(topology.atom_atom),

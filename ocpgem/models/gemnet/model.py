@@ -1,5 +1,6 @@
 """GemNet: one implementation of every variant (Gasteiger et al., NeurIPS 2021; GemNet-OC, TMLR 2022)."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ class Structures:
     """[n_systems, 3, 3] in A; rows are lattice vectors."""
     atomic_numbers: Tensor
     """[n_atoms], int64."""
+    hidden: Tensor | None = None
+    """[n_atoms] bool, atoms whose element the embedding is not told; None: it is told all."""
 
 
 class GemNet(nn.Module):
@@ -52,7 +55,7 @@ class GemNet(nn.Module):
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             pos = structures.pos.detach().requires_grad_(True)
-            moved = Structures(pos, structures.cell, structures.atomic_numbers)
+            moved = dataclasses.replace(structures, pos=pos)
             energy, _ = self._energy_and_direct_forces(moved, topology)
             (gradient,) = torch.autograd.grad(energy.sum(), pos, create_graph=differentiable)
         return energy if differentiable else energy.detach(), -gradient
@@ -62,9 +65,10 @@ class GemNet(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         edges = topology.main
         with float32_region(structures.pos):
-            geometry = all_geometry(structures.pos, structures.cell, topology)
+            radii = None if self.bases.radii is None else self.bases.radii[structures.atomic_numbers]
+            geometry = all_geometry(structures.pos, structures.cell, topology, radii)
             basis, radial = self.bases(geometry, topology)
-        h = self.atom_embedding(structures.atomic_numbers)
+        h = self.atom_embedding(structures.atomic_numbers, structures.hidden)
         m = self.edge_embedding(h, radial, edges)
         of_atoms, of_edges = [], []
         for index, branch in enumerate(self.energy_branches):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -28,6 +29,7 @@ from ocpgem.models.gemnet.geometry import (
     pad_by_main,
     pad_by_middle,
     plane_side,
+    rounding_noise,
 )
 
 TwoAngle = Literal["legendre_outer", "spherical_harmonics"]
@@ -110,7 +112,7 @@ def _cosine_and_sine(outer: PlaneSide, inner: PlaneSide) -> tuple[Tensor, Tensor
     """Of the dihedral angle in [0, pi] of row pairs; a right angle where one side is collinear."""
     cosine = (outer.normal * inner.normal).sum(-1)
     square = torch.linalg.cross(outer.normal, inner.normal).square().sum(-1)
-    tiny = square < 1e-30
+    tiny = square <= rounding_noise(square.dtype) ** 2
     size = torch.where(tiny, torch.ones_like(square), square).sqrt()
     sine = torch.where(tiny, torch.zeros_like(size), size)
     right = torch.maximum(outer.collinear, inner.collinear)
@@ -118,7 +120,7 @@ def _cosine_and_sine(outer: PlaneSide, inner: PlaneSide) -> tuple[Tensor, Tensor
 
 
 def _azimuthal(cosine: Tensor, sine: Tensor, n_spherical: int, two_angle: TwoAngle) -> Tensor:
-    """The functions of theta alone, on a new last axis: Y_l0, or cos(m theta) for m >= 0, then sin(m theta) for m > 0."""
+    """The functions of theta alone on a new last axis: Y_l0, or cos(m theta), m >= 0, then sin(m theta), m > 0."""
     if two_angle == "legendre_outer":
         return circular_harmonics(cosine, n_spherical)
     cosines, sines = [torch.ones_like(cosine), cosine], [torch.zeros_like(sine), sine]
@@ -200,7 +202,10 @@ def _sum_block(x: Tensor, inner: Tensor, outer: Tensor, n_spherical: int) -> Ten
     normals = inner[:, :, :3].transpose(1, 2)
     cosine = outer[:, :, :3] @ normals  # [b, max_outer, max_inner]
     right = torch.maximum(outer[:, :, 6:], inner[:, :, 3:].transpose(1, 2))
-    sine = torch.maximum((outer[:, :, 3:6] @ normals).abs(), right)
+    # The angle has no sign, so the energy has a kink where all four atoms lie in a plane. No gradient comes through sin
+    # theta there; else the sign of rounding noise would choose one.
+    signed = F.hardshrink(outer[:, :, 3:6] @ normals, rounding_noise(cosine.dtype))
+    sine = torch.maximum(signed.abs(), right)
     functions = _azimuthal(cosine, sine, n_spherical, "spherical_harmonics")
     mixed = functions.transpose(2, 3).flatten(1, 2)  # [b, max_outer * n_azimuthal, max_inner]
     return (mixed @ x).unflatten(1, (outer.shape[1], functions.shape[3]))
@@ -221,7 +226,8 @@ def sum_outer(rows: Tensor, angles: QuadrupletAngles, tables: Quadruplets) -> Te
     columns: list[Tensor | None] = [None] * (n * n)
     for azimuth in range(2 * n - 1):
         users = [s for s, of_function in enumerate(azimuths) if of_function == azimuth]
-        of_users = torch.stack([polar[:, s] for s in users], dim=1)  # indexing by a list would wait for the device
+        # Indexing by a list would make the host wait for the device.
+        of_users = torch.stack([polar[:, s] for s in users], dim=1)
         summed = of_users @ table[:, :, azimuth]
         for position, s in enumerate(users):
             columns[s] = summed[:, position]

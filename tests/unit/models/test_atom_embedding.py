@@ -9,7 +9,7 @@ from tests.structures import random_slabs, small_potential, topology_of
 def test_an_element_that_is_not_told_has_the_shared_vector() -> None:
     embedding = AtomEmbedding(83, 8, shared=True)
     assert embedding.shared is not None
-    vectors = embedding(torch.tensor([0, 1, 83]))
+    vectors = embedding(torch.tensor([7, 1, 83]), hidden=torch.tensor([True, False, False]))
     torch.testing.assert_close(vectors[0], embedding.shared)
     torch.testing.assert_close(vectors[2], embedding.shared + embedding.weight[82])
 
@@ -32,7 +32,7 @@ def test_vectors_have_the_same_variance_with_and_without_a_shared_part() -> None
 def test_training_on_hidden_elements_moves_the_shared_vector_only() -> None:
     potential = small_potential("gemnet_dT", shared_embedding=True)
     batch = random_slabs()
-    batch.atomic_numbers = torch.zeros_like(batch.atomic_numbers)
+    batch.hidden = torch.ones(len(batch.pos), dtype=torch.bool)
     potential(batch, topology_of(batch, potential.graph_spec)).energy.sum().backward()
     embedding = potential.model.atom_embedding
     assert embedding.shared is not None
