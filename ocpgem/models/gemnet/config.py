@@ -5,6 +5,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ocpgem.config import Section
+from ocpgem.errors import RequestError
+from ocpgem.graph.spec import GraphSpec, Limit
 from ocpgem.models.gemnet.basis import AngularBasisConfig, RadialBasisConfig
 
 Variant = Literal[
@@ -213,7 +215,42 @@ class GemNetConfig(Section):
             raise ValueError(f"{self.variant} has no quadruplets; with them it is gemnet_Q or gemnet_dQ")
         if self.force_radial == "before_layers" and self.global_head is not None:
             raise ValueError("force_radial: before_layers cannot be combined with global_head")
+        angular = self.angular_basis
+        if (
+            angular.radial == "bessel_by_degree"
+            and angular.two_angle == "legendre_outer"
+            and self.quadruplets
+        ):
+            raise ValueError(
+                "angular_basis.radial: bessel_by_degree has functions of one degree l each, "
+                "which angular_basis.two_angle: legendre_outer has not; use spherical_harmonics"
+            )
+        try:
+            _ = self.graph_spec
+        except RequestError as error:
+            raise ValueError(str(error)) from None
         return self
+
+    @property
+    def graph_spec(self) -> GraphSpec:
+        """The graphs that a model of this configuration reads."""
+
+        def limit(graph: GraphLimit | None) -> Limit | None:
+            return None if graph is None else Limit(graph.cutoff, graph.max_neighbors)
+
+        quadruplets, neighbors = self.quadruplets, self.neighbors
+        tags = None if quadruplets is None or quadruplets.tags is None else tuple(quadruplets.tags)
+        return GraphSpec(
+            neighbors.cutoff,
+            neighbors.max_neighbors,
+            strict=neighbors.strict,
+            truncation=neighbors.truncation,
+            self_images="positive" if self.variant.startswith("gemnet_OC") else "negative",
+            quadruplet=limit(quadruplets),
+            quadruplet_tags=tags,
+            atom_edge=limit(self.atom_edge),
+            atom_atom=limit(self.atom_atom),
+        )
 
     @property
     def has_direct_forces(self) -> bool:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ocpgem.graph.topology import GraphSpec, Limit, Topology
+from ocpgem.graph.topology import Topology
 from ocpgem.models.gemnet.bases import Bases
 from ocpgem.models.gemnet.blocks import AtomEmbedding, EdgeEmbedding, InteractionBlock
-from ocpgem.models.gemnet.config import GemNetConfig, GraphLimit
+from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.edge_ops import reverse, sum_to_target
 from ocpgem.models.gemnet.geometry import all_geometry
 from ocpgem.models.gemnet.heads import EnergyBranch, ForceBranch, output_head
@@ -36,7 +36,7 @@ class GemNet(nn.Module):
     def __init__(self, config: GemNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.graph_spec = graph_spec_of(config)
+        self.graph_spec = config.graph_spec
         n_outputs = config.n_blocks + 1
         self.bases = Bases(config)
         self.atom_embedding = AtomEmbedding(config.n_elements, config.atom_dim, config.shared_embedding)
@@ -91,24 +91,3 @@ class GemNet(nn.Module):
             return energy
         n_atoms = torch.zeros_like(energy).index_add(0, topology.batch, torch.ones_like(atom_energy))
         return energy / n_atoms
-
-
-def graph_spec_of(config: GemNetConfig) -> GraphSpec:
-    """The graphs that a model of this configuration reads."""
-
-    def limit(graph: GraphLimit | None) -> Limit | None:
-        return None if graph is None else Limit(graph.cutoff, graph.max_neighbors)
-
-    quadruplets, neighbors = config.quadruplets, config.neighbors
-    tags = None if quadruplets is None or quadruplets.tags is None else tuple(quadruplets.tags)
-    return GraphSpec(
-        neighbors.cutoff,
-        neighbors.max_neighbors,
-        strict=neighbors.strict,
-        truncation=neighbors.truncation,
-        self_images="positive" if config.variant.startswith("gemnet_OC") else "negative",
-        quadruplet=limit(quadruplets),
-        quadruplet_tags=tags,
-        atom_edge=limit(config.atom_edge),
-        atom_atom=limit(config.atom_atom),
-    )
