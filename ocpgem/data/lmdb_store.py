@@ -19,12 +19,12 @@ from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
 
 from ocpgem.data.dataset import Dataset
+from ocpgem.data.lmdb_file import open_lmdb
 from ocpgem.data.record import decode, encode
 from ocpgem.data.sizes import (
     CUTOFF,
@@ -148,7 +148,7 @@ def finish_dataset(folder: Path, paths: list[Path], provenance: dict[str, Any] |
     """Write the side table and, last, the description of a folder whose shards are all in place."""
     if not paths:
         raise RequestError(f"{folder}: there are no systems to write")
-    shards = [_open_shard(path) for path in paths]
+    shards = [_Shard(path) for path in paths]
     write_atomically(folder / SIZES_FILE, np.concatenate([shard.sizes() for shard in shards]))
     metadata = {
         "format": DATASET_FORMAT,
@@ -181,7 +181,7 @@ class LmdbDataset(Dataset):
             for file, shard in zip(self._files, self.metadata["shards"], strict=True):
                 _check_size(file, shard["bytes"])
         else:
-            shard_file = _open_shard(self.path)
+            shard_file = _Shard(self.path)
             self.metadata = shard_file.header
             self._files, counts = [self.path], [shard_file.count]
         self._ends: list[int] = np.cumsum(counts).tolist()
@@ -216,7 +216,7 @@ class LmdbDataset(Dataset):
             self._shards, self._pid = {}, os.getpid()
         shard = self._shards.get(number)
         if shard is None:
-            shard = self._shards[number] = _open_shard(self._files[number])
+            shard = self._shards[number] = _Shard(self._files[number])
         return shard
 
     def _load_sizes(self) -> SizeTable:
@@ -235,91 +235,35 @@ class LmdbDataset(Dataset):
 
 
 class _Shard:
-    """One open LMDB file with its only read transaction; lmdb allows one per file and process."""
+    """One shard: its header and its records."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.pid = os.getpid()
-        self._env = _open_environment(path)
-        self._transaction = self._env.begin()
+        self._file = open_lmdb(path)
         self.header = self._read_header()
         self.count: int = self.header["count"]
         self._prefix = f"{path}, record "
-        self._get = self._transaction.get
 
     def read(self, index: int) -> System:
         where = self._prefix + str(index)
-        try:
-            record = self._get(_KEY.pack(index))
-        except lmdb.Error as error:
-            raise DataError(f"{where}: the LMDB is damaged ({error}); make the file anew") from None
+        record = self._file.get(_KEY.pack(index), where)
         if record is None:
             raise DataError(f"{where} is missing; the file is damaged, make it anew")
         return decode(record, where)
 
     def sizes(self) -> SizeTable:
-        return unpack_sizes(self._transaction.get(SIZES_KEY) or b"", self.count, str(self.path))
-
-    def close(self) -> None:
-        self._transaction.abort()
-        self._env.close()
+        return unpack_sizes(self._file.get(SIZES_KEY) or b"", self.count, str(self.path))
 
     def _read_header(self) -> dict[str, Any]:
-        try:
-            raw = self._transaction.get(HEADER_KEY)
-        except lmdb.Error as error:
-            self.close()
-            raise DataError(f"{self.path}: the LMDB is damaged ({error}); make the file anew") from None
+        raw = self._file.get(HEADER_KEY)
         if raw is None:
-            self.close()
             raise DataError(f"{self.path} is an LMDB of another kind than ocpgem's own; convert it first")
         header: dict[str, Any] = json.loads(raw)
         if header.get("format") != SHARD_FORMAT or header.get("version") != VERSION:
-            self.close()
             raise DataError(
                 f"{self.path} has version {header.get('version')}; this program reads version {VERSION}"
             )
         return header
-
-
-# lmdb refuses to open a file twice in one process, so data sets share the handle of a file.
-_OPEN: WeakValueDictionary[str, _Shard] = WeakValueDictionary()
-
-
-def _open_shard(path: Path) -> _Shard:
-    key = str(path.resolve())
-    shard = _OPEN.get(key)
-    if shard is not None and shard.pid != os.getpid():
-        shard.close()  # inherited through fork: this process needs its own
-        shard = None
-    if shard is None:
-        shard = _OPEN[key] = _Shard(path)
-    return shard
-
-
-def _open_environment(path: Path) -> lmdb.Environment:
-    if not path.is_file():
-        raise DataError(f"{path} is missing or not a file; the data set is incomplete")
-    try:
-        environment = lmdb.open(
-            str(path),
-            subdir=False,
-            readonly=True,
-            lock=False,
-            readahead=False,
-            create=False,
-            max_spare_txns=0,
-        )
-    except lmdb.Error as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise DataError(f"{path} cannot be opened as an LMDB ({reason})") from None
-    # A page beyond the end of a truncated file would kill the process, so look before reading.
-    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    size = path.stat().st_size
-    if size < needed:
-        environment.close()
-        raise DataError(f"{path} is truncated: it has {size} of {needed} bytes; copy or make it anew")
-    return environment
 
 
 def _read_metadata(folder: Path) -> dict[str, Any]:
@@ -341,7 +285,7 @@ def _why_no_metadata(folder: Path) -> str:
     shards = sorted(folder.glob("*.lmdb"))
     if not shards:
         return f"{folder} holds no data set: there is neither {METADATA_FILE} nor a .lmdb file"
-    _open_shard(shards[0])  # says so if it is of another kind
+    _Shard(shards[0])  # says so if it is of another kind
     return f"{folder / METADATA_FILE} is missing: writing this data set was not finished; build it again"
 
 

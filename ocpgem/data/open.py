@@ -1,4 +1,4 @@
-"""One door to every kind of data set: ocpgem's LMDBs, and whatever ASE reads."""
+"""One door to every kind of data set: ocpgem's LMDBs, released LMDBs and pickles, and whatever ASE reads."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ocpgem.data.ase_files import read_atoms
 from ocpgem.data.dataset import Dataset, InMemoryDataset, Subset
 from ocpgem.data.lmdb_store import LmdbDataset
+from ocpgem.data.released_lmdb import PICKLED_LISTS, ReleasedLmdb, is_released, read_pickled_list, system_of
 from ocpgem.data.system import System, system_from_atoms
 from ocpgem.errors import DataError, RequestError
 
@@ -15,7 +17,8 @@ from ocpgem.errors import DataError, RequestError
 def open_dataset(path: str | Path, limit: int | None = None) -> Dataset:
     """The data set at `path`, its first `limit` systems if given.
 
-    Folders and `.lmdb` files are read lazily; any other file is read into memory with ASE.
+    Folders and `.lmdb` files are read lazily, ocpgem's own and released ones; pickled lists of PyG objects (.pkl, .pt)
+    and whatever ASE reads are read into memory. Nothing in a file is ever run.
     Raises RequestError for a missing path or a limit below 1, DataError for content that cannot be used.
     """
     path = Path(path)
@@ -24,26 +27,23 @@ def open_dataset(path: str | Path, limit: int | None = None) -> Dataset:
     if not path.exists():
         raise RequestError(f"{path} does not exist")
     if not path.is_dir() and not path.name.endswith(".lmdb"):
-        return InMemoryDataset(_read_with_ase(path, limit), path)
-    dataset = LmdbDataset(path)
+        if path.suffix == ".npz":
+            raise DataError(f"{path} is an archive; convert it first: data convert {path} --out FOLDER")
+        read = _read_pickles if path.suffix in PICKLED_LISTS else _read_with_ase
+        return InMemoryDataset(read(path, limit), path)
+    dataset = ReleasedLmdb(path) if is_released(path) else LmdbDataset(path)
     if limit is None or limit >= len(dataset):
         return dataset
     return Subset(dataset, np.arange(limit))
 
 
-def _read_with_ase(path: Path, limit: int | None) -> list[System]:
-    from ase.io import iread
-    from ase.io.formats import UnknownFileTypeError
+def _read_pickles(path: Path, limit: int | None) -> list[System]:
+    records = read_pickled_list(path)[:limit]
+    return [system_of(fields, where, default_sid=number) for number, (fields, where) in enumerate(records)]
 
-    systems: list[System] = []
-    try:
-        for number, atoms in enumerate(iread(path, index=slice(0, limit))):
-            systems.append(system_from_atoms(atoms, sid=number, source=f"{path}, record {number}"))
-    except UnknownFileTypeError:
-        raise DataError(f"{path} is of a kind that neither ocpgem nor ASE reads") from None
-    except DataError:
-        raise
-    except Exception as error:  # ASE's readers raise whatever the damaged content leads to
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}, record {len(systems)}: ASE cannot read it ({reason})") from None
-    return systems
+
+def _read_with_ase(path: Path, limit: int | None) -> list[System]:
+    return [
+        system_from_atoms(atoms, sid=number, source=f"{path}, record {number}")
+        for number, atoms in enumerate(read_atoms(path, limit))
+    ]

@@ -7,33 +7,29 @@ its name only when complete, so a conversion that was killed goes on with the mi
 
 from __future__ import annotations
 
-import fcntl
-import json
 import lzma
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-
 from ocpgem.data.extxyz import read_frames
-from ocpgem.data.lmdb_store import (
-    METADATA_FILE,
-    LmdbDataset,
-    ShardWriter,
-    finish_dataset,
-    shard_name,
-    write_atomically,
+from ocpgem.data.folder import (
+    PLAN_FILE,
+    Summary,
+    agree_on_plan,
+    is_complete,
+    is_written,
+    only_writer,
+    summary_of,
 )
+from ocpgem.data.lmdb_store import ShardWriter, finish_dataset, shard_name
 from ocpgem.data.system import System
 from ocpgem.data.workers import Counter, available_cores, check_workers, run_jobs
 from ocpgem.errors import DataError, RequestError
 
-PLAN_FILE, LOCK_FILE = "conversion.json", ".lock"
 MOST_SHARDS = 128
 
 _LABEL = re.compile(r"(?:random)?(\d+),(?:frame)?(\d+)(?:,\s*(\S+))?\s*")
@@ -46,28 +42,6 @@ class Chunk:
     name: str
     frames: Path
     labels: Path
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a conversion made."""
-
-    out: Path
-    n_frames: int
-    n_systems: int
-    n_atoms: int
-    n_edges: int
-    n_shards: int
-    n_reused_shards: int
-    seconds: float
-
-    def __str__(self) -> str:
-        kept = f" ({self.n_reused_shards} kept from before)" if self.n_reused_shards else ""
-        atoms, edges = self.n_atoms / self.n_frames, self.n_edges / self.n_frames
-        return (
-            f"{self.out}: {self.n_frames} frames of {self.n_systems} systems in {self.n_shards} shards{kept}"
-            f"; {atoms:.1f} atoms and {edges:.0f} edges a frame, {self.seconds:.1f} s"
-        )
 
 
 @dataclass(frozen=True)
@@ -107,16 +81,16 @@ def convert_raw_oc20(
     plan = {"kind": "raw OC20", "chunks": [[c.name, c.frames.stat().st_size] for c in selected]}
     jobs = _divide(selected, out)
     reused = 0
-    with _only_writer(out):
-        if not _is_complete(out, plan):
-            _agree_on_plan(out, plan)
-            missing = [job for job in jobs if not _is_done(job)]
+    with only_writer(out):
+        if not is_complete(out, plan):
+            agree_on_plan(out, plan, "of other chunks")
+            missing = [job for job in jobs if not is_written(job.shard, job.provenance)]
             reused = len(jobs) - len(missing)
             total = sum(len(read_labels(chunk.labels)) for job in missing for chunk in job.chunks)
             run_jobs(_convert, missing, cores, total, "converting frames")
             finish_dataset(out, [job.shard for job in jobs], plan)
             (out / PLAN_FILE).unlink()
-    return _summary(out, len(jobs), reused, time.monotonic() - started)
+    return summary_of(out, reused, time.monotonic() - started)
 
 
 def find_chunks(source: Path, numbers: list[int] | None = None) -> list[Chunk]:
@@ -199,67 +173,6 @@ def _divide(chunks: list[Chunk], out: Path) -> list[_Job]:
     per_shard = -(-len(chunks) // MOST_SHARDS)
     groups = [tuple(chunks[first : first + per_shard]) for first in range(0, len(chunks), per_shard)]
     return [_Job(group, out / shard_name(number)) for number, group in enumerate(groups)]
-
-
-def _is_done(job: _Job) -> bool:
-    if not job.shard.exists():
-        return False
-    try:
-        return bool(LmdbDataset(job.shard).metadata["provenance"] == job.provenance)
-    except DataError:
-        return False
-
-
-def _is_complete(out: Path, plan: dict[str, Any]) -> bool:
-    """Whether `out` is this conversion, finished; raises RequestError where it is something else."""
-    file = out / METADATA_FILE
-    if not file.exists():
-        return False
-    if LmdbDataset(out).metadata["provenance"] != plan:
-        raise RequestError(f"{out} already holds another data set; remove it or choose another folder")
-    return True
-
-
-def _agree_on_plan(out: Path, plan: dict[str, Any]) -> None:
-    """Write down what is being converted, or check that it is what was begun here."""
-    file = out / PLAN_FILE
-    if not file.exists():
-        if any(out.glob("*.lmdb")):
-            raise RequestError(f"{out} already holds LMDB files; choose another folder")
-        write_atomically(file, plan)
-    elif json.loads(file.read_text()) != plan:
-        raise RequestError(f"{out} holds an unfinished conversion of other chunks; remove it to start anew")
-    for leftover in out.glob(".*.partial"):
-        leftover.unlink()
-
-
-@contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system drops it with the process, however that ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RequestError(f"{out}: another process is converting into this folder") from None
-        try:
-            yield
-        finally:
-            (out / LOCK_FILE).unlink(missing_ok=True)
-
-
-def _summary(out: Path, n_shards: int, n_reused: int, seconds: float) -> Summary:
-    dataset = LmdbDataset(out)
-    return Summary(
-        out=out,
-        n_frames=len(dataset),
-        n_systems=len(np.unique(dataset.sids)),
-        n_atoms=int(dataset.n_atoms.sum()),
-        n_edges=int(dataset.n_edges.sum()),
-        n_shards=n_shards,
-        n_reused_shards=n_reused,
-        seconds=seconds,
-    )
 
 
 def _open_text(path: Path) -> IO[str]:

@@ -140,12 +140,18 @@ def system_from_atoms(atoms: Atoms, sid: int = 0, fid: int = 0, source: str = ""
     """Read an `ase.Atoms`: labels from its calculator (unconstrained) or its info and arrays.
 
     Tags come from `tags`, fixed atoms from `FixAtoms` constraints or `move_mask` (True: free to move).
-    `sid` and `fid` in `atoms.info` win over the arguments. Raises DataError for a tag or species over 255.
+    `sid` and `fid` in `atoms.info` win over the arguments. Raises DataError for a tag or species over 255 and for
+    numbers or labels that are none.
     """
     info, arrays = atoms.info, atoms.arrays
-    energy, forces = _labels(atoms)
     relaxed_pos, relaxed_energy = arrays.get("pos_relaxed"), info.get("energy_relaxed")
-    sid, fid = int(info.get("sid", sid)), int(info.get("fid", fid))
+    try:
+        energy, forces = _labels(atoms)
+        fixed = _fixed(atoms)
+        sid, fid = int(info.get("sid", sid)), int(info.get("fid", fid))
+        relaxed_energy = None if relaxed_energy is None else float(relaxed_energy)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{source}: its sid, fid, labels or fixed atoms cannot be read ({error})") from None
     where = f"sid {sid}, frame {fid} ({source})"
     return System(
         pos=np.asarray(atoms.positions, dtype=np.float32),
@@ -153,12 +159,12 @@ def system_from_atoms(atoms: Atoms, sid: int = 0, fid: int = 0, source: str = ""
         pbc=np.asarray(atoms.pbc, dtype=bool),
         atomic_numbers=to_uint8(atoms.numbers, "atomic number", where),
         tags=to_uint8(atoms.get_tags(), "tag", where),
-        fixed=_fixed(atoms),
+        fixed=fixed,
         energy=energy,
         forces=forces,
         sid=sid,
         fid=fid,
-        energy_relaxed=None if relaxed_energy is None else float(relaxed_energy),
+        energy_relaxed=relaxed_energy,
         pos_relaxed=None if relaxed_pos is None else np.asarray(relaxed_pos, dtype=np.float32),
         source=source,
     )

@@ -62,9 +62,9 @@ def check_workers(workers: int) -> None:
 
 
 def run_jobs(
-    work: Callable[[Job, Counter], Result], jobs: Sequence[Job], workers: int, total: int, label: str
+    work: Callable[[Job, Counter], Result], jobs: Sequence[Job], workers: int, total: int | None, label: str
 ) -> list[Result]:
-    """Results of `work(job, counter)` for every job, in order; `total` is what the counter will reach.
+    """Results of `work(job, counter)` for every job, in order; `total` is what the counter will reach, if known.
 
     With one worker everything happens in this process. Raises what the first failing job raised, and
     DataError where a worker was killed.

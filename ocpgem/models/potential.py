@@ -31,7 +31,7 @@ class Predictions:
     """What a model returns, in physical units."""
 
     energy: Tensor
-    """[n_systems] in eV."""
+    """[n_systems] in eV, float64."""
     forces: Tensor | None
     """[n_atoms, 3] in eV/A; None for a model of energies only."""
 
@@ -93,16 +93,15 @@ class Potential(nn.Module):
         if forces is not None:
             std = norm.energy_std if self.config.forces == "gradient" else norm.forces_std
             forces = forces * std
-        return Predictions(
-            self._with_elements(energy * norm.energy_std + norm.energy_mean, batch, topology), forces
-        )
+        return Predictions(self._physical_energy(energy.double(), batch, topology), forces)
 
-    def _with_elements(self, energy: Tensor, batch: Any, topology: Topology) -> Tensor:
-        """Add the energies of the elements; summed in float64, because they may be far larger than the rest."""
+    def _physical_energy(self, energy: Tensor, batch: Any, topology: Topology) -> Tensor:
+        """Undo the normalisation, in float64: total energies are thousands of eV, their differences meV."""
+        energy = energy * self.normalization.energy_std + self.normalization.energy_mean
         if self._element_energies is None:
             return energy
         of_atoms = self._element_energies.double()[batch.atomic_numbers]
-        return energy.double().index_add(0, topology.batch, of_atoms).to(energy.dtype)
+        return energy.index_add(0, topology.batch, of_atoms)
 
 
 def n_parameters(module: nn.Module) -> int:

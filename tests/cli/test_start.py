@@ -34,7 +34,17 @@ def test_help_imports_nothing_heavy_and_takes_less_than_a_second() -> None:
 def test_the_help_names_every_command_and_the_version_is_told() -> None:
     done = run_main("--help")
     assert done.returncode == 0
-    for command in ("train", "fit-scales", "evaluate", "predict", "report", "data", "config", "doctor"):
+    for command in (
+        "train",
+        "fit-scales",
+        "evaluate",
+        "predict",
+        "report",
+        "data",
+        "config",
+        "models",
+        "doctor",
+    ):
         assert re.search(rf"^    {command}\s", done.stdout, re.MULTILINE), command
     assert run_main("--version").stdout.startswith("ocpgem 0.")
 

@@ -1,5 +1,6 @@
 """Radial bases, envelopes and spherical harmonics, of distances in units of the cutoff and of unit vectors."""
 
+import functools
 import itertools
 import math
 from typing import Literal
@@ -135,6 +136,7 @@ class BesselByDegree(nn.Module):
         return (torch.stack(columns, dim=1) * self._norms).to(u.dtype)
 
 
+@functools.cache
 def spherical_bessel_zeros(n_spherical: int, n_radial: int) -> NDArray[np.float64]:
     """The first n_radial positive zeros of j_0 ... j_(n_spherical - 1), [n_spherical, n_radial].
 

@@ -59,6 +59,23 @@ def test_a_missing_path_is_a_wrong_request(tmp_path):
         open_dataset(tmp_path / "nowhere.extxyz")
 
 
+def test_an_archive_has_to_be_converted_first(tmp_path):
+    (tmp_path / "x.npz").touch()
+    with pytest.raises(DataError, match=r"x.npz is an archive; convert it first: data convert"):
+        open_dataset(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("info", [{"sid": "first"}, {"fid": [1, 2]}, {"energy": "low"}])
+def test_numbers_that_are_none_are_refused_in_a_sentence(tmp_path, info):
+    atoms = bulk("Cu")
+    atoms.info.update(info)
+    write(tmp_path / "x.traj", atoms)
+    with pytest.raises(
+        DataError, match=r"x.traj, record 0: its sid, fid, labels or fixed atoms cannot be read"
+    ):
+        open_dataset(tmp_path / "x.traj")
+
+
 @pytest.mark.parametrize("name", ["x.extxyz", "x.traj", "x.unheard-of"])
 @pytest.mark.parametrize("content", [b"", b"3\nLattice=\nCu 1 2\n", b"\x00\xff" * 50])
 def test_a_hostile_file_is_refused_in_a_sentence(tmp_path, name, content):

@@ -5,34 +5,26 @@ from torch import Tensor
 
 from ocpgem.graph.topology import EdgeSet, GraphSpec
 from ocpgem.models.gemnet.basis import scaled_harmonics
-from ocpgem.models.gemnet.edge_ops import pad, unpad
+from ocpgem.models.gemnet.edge_ops import pad_by_target, unpad
 from ocpgem.models.gemnet.geometry import edge_geometry
 from ocpgem.models.gemnet.triplets import angular_sum
+from tests.explicit_sums import assert_same_derivatives, sum_over_triplets
 from tests.structures import random_slabs, topology_of
 
 N_SPHERICAL = 7
 
 
 def explicit_sum(x: Tensor, direction: Tensor, edges: EdgeSet) -> Tensor:
-    """Sum over the listed triplets (spec/gemnet.md 1.11 and 3.5): [n_edges, n_spherical, channels]."""
+    """Sum over the listed triplets (gemnet.md 1.11 and 3.5): [n_edges, n_spherical, channels]."""
     target = edges.edge_index[1]
     out_edge, in_edge = torch.nonzero(target[:, None] == target[None, :], as_tuple=True)
     other = out_edge != in_edge
-    out_edge, in_edge = out_edge[other], in_edge[other]
-    z = (direction[out_edge] * direction[in_edge]).sum(1)
-    legendre = [torch.ones_like(z), z]
-    for degree in range(2, N_SPHERICAL):
-        legendre.append(((2 * degree - 1) * z * legendre[-1] - (degree - 1) * legendre[-2]) / degree)
-    degrees = torch.arange(N_SPHERICAL, dtype=z.dtype)
-    norms = ((2 * degrees + 1) / (4 * torch.pi)).sqrt()
-    circular = torch.stack(legendre, dim=1) * norms  # [n_triplets, n_spherical]
-    terms = circular[:, :, None] * x[in_edge][:, None, :]
-    return x.new_zeros(len(x), N_SPHERICAL, x.shape[1]).index_add(0, out_edge, terms)
+    return sum_over_triplets(x, direction, direction, out_edge[other], in_edge[other], N_SPHERICAL)
 
 
 def density_sum(x: Tensor, direction: Tensor, edges: EdgeSet) -> Tensor:
-    harmonics = pad(scaled_harmonics(direction, N_SPHERICAL), edges)
-    return unpad(angular_sum(pad(x, edges), harmonics, N_SPHERICAL), edges)
+    harmonics = pad_by_target(scaled_harmonics(direction, N_SPHERICAL), edges)
+    return unpad(angular_sum(pad_by_target(x, edges), harmonics, N_SPHERICAL), edges.slot)
 
 
 def case() -> tuple[Tensor, Tensor, EdgeSet]:
@@ -54,20 +46,11 @@ def test_density_form_equals_the_explicit_sum() -> None:
 
 def test_gradients_and_second_gradients_of_both_forms_agree() -> None:
     x, direction, edges = case()
-    weights = torch.randn(
-        edges.n_edges, N_SPHERICAL, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)
-    )
-    first, second = [], []
-    for form in (density_sum, explicit_sum):
-        # The constant in place of the excluded term holds for unit vectors only, so differentiate through the norm.
-        unit = direction / direction.norm(dim=1, keepdim=True)
-        gradients = torch.autograd.grad(
-            (form(x, unit, edges).tanh() * weights).sum(), (x, direction), create_graph=True
-        )
-        first.append(gradients)
-        second.append(torch.autograd.grad(gradients[1].square().sum(), (x, direction)))
-    for by_density, by_list in zip([*first[0], *second[0]], [*first[1], *second[1]], strict=True):
-        torch.testing.assert_close(by_density, by_list, rtol=1e-9, atol=1e-9)
+
+    def of_unit_vectors(form):  # the constant in place of the excluded term holds for unit vectors only
+        return lambda x, vector: form(x, vector / vector.norm(dim=1, keepdim=True), edges)
+
+    assert_same_derivatives(of_unit_vectors(density_sum), of_unit_vectors(explicit_sum), x, direction)
 
 
 def test_no_tensor_of_the_size_of_the_triplets_exists() -> None:
