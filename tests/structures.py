@@ -139,4 +139,5 @@ def topology_of(batch: SimpleNamespace, spec: GraphSpec) -> Topology:
 def energy_and_forces(potential: Potential, batch: SimpleNamespace) -> tuple[torch.Tensor, torch.Tensor]:
     predicted = potential(batch, topology_of(batch, potential.graph_spec))
     assert predicted.forces is not None
-    return predicted.energy.detach(), predicted.forces.detach()
+    forces = predicted.forces.detach()
+    return predicted.energy.detach().to(forces.dtype), forces  # the energy's precision is that of the model

@@ -29,13 +29,15 @@ def edge_geometry(
     pos [n_atoms, 3] and cell [n_systems, 3, 3] (rows are lattice vectors) in A; batch [n_atoms] is the system of
     each atom; radii: covalent, [n_atoms] in A.
     """
+    # In float64: differences of large coordinates lose digits, and cost next to nothing here.
+    wide, lattice = pos.double(), cell.double()
     # [n_edges, 1, 3] @ [n_edges, 3, 3] -> [n_edges, 3]
-    target = edges.edge_index[1]
-    shift = (edges.cell_offsets.to(pos.dtype).unsqueeze(1) @ cell[batch[target]]).squeeze(1)
-    vector = from_target(pos, edges) - from_source(pos, edges) - shift
-    distance = vector.norm(dim=-1)
+    shift = (edges.cell_offsets.double().unsqueeze(1) @ lattice[batch[edges.edge_index[1]]]).squeeze(1)
+    vector = from_target(wide, edges) - from_source(wide, edges) - shift
+    length = vector.norm(dim=-1)
+    distance, direction = length.to(pos.dtype), (vector / length[:, None]).to(pos.dtype)
     of_edges = None if radii is None else radii[edges.edge_index].sum(0)
-    return EdgeGeometry(distance, vector / distance[:, None], of_edges)
+    return EdgeGeometry(distance, direction, of_edges)
 
 
 def rounding_noise(dtype: torch.dtype) -> float:
