@@ -64,6 +64,8 @@ def load_plain(content: bytes, where: str, max_steps: int) -> Any:
     """
     budget = Budget.of(len(content), max_steps)
     try:
+        if not content:
+            raise Damage("it is empty")
         if content.startswith((_STREAM_START, _ZIP_START)):
             return _read_torch(content, budget, _NAMES)
         return Machine(content, budget, _NAMES).run()
@@ -159,6 +161,7 @@ _ZIP_ERRORS = (
     RuntimeError,
     EOFError,
     OSError,
+    OverflowError,
 )
 
 
@@ -330,6 +333,13 @@ def _latin1(machine: Machine, arguments: tuple[Any, ...]) -> bytes:
     raise Refusal("it calls _codecs.encode for something else than bytes")
 
 
+def _no_bytes(_machine: Machine, arguments: tuple[Any, ...]) -> bytes:
+    """Stands for bytes(), as which protocol 2 writes b""."""
+    if arguments:
+        raise Refusal("it calls bytes for something else than no bytes")
+    return b""
+
+
 def _map(_machine: Machine, arguments: tuple[Any, ...]) -> dict[str, Any]:
     """Stands for collections.OrderedDict."""
     if arguments:
@@ -349,6 +359,7 @@ _STORAGE_NAMES = _table(*(Name(f"torch.{kind}", tag=np.dtype(code)) for kind, co
 _NAMES = _STORAGE_NAMES | _table(
     Name("collections.OrderedDict", _map),
     Name("_codecs.encode", _latin1),
+    Name("__builtin__.bytes", _no_bytes),
     Name("torch._utils._rebuild_tensor_v2", _tensor),
     Name("torch._utils._rebuild_tensor", _tensor),
     Name("torch.storage._load_from_bytes", _storage_from_bytes),
