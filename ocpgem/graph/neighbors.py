@@ -19,7 +19,8 @@ MIN_DISTANCE = 0.01  # A; closer pairs are one atom (gemnet.md 1.1)
 FARTHEST_ATOM = 1e6  # A from the origin; beyond it float64 no longer resolves distances well
 FLATTEST_CELL = 1e-6  # volume over the product of the edge lengths
 MOST_CANDIDATES = 2_000_000  # (atom, offset) pairs looked at before the lattice is reduced first
-MOST_CANDIDATES_REDUCED = 100_000_000
+MOST_CANDIDATES_REDUCED = 10_000_000
+MOST_PAIRS = 10_000_000  # about 1 GB; a system of 20,000 atoms with 500 neighbours each
 BLOCK = 250_000  # multiply-adds of one product: stays in cache, and below where OpenBLAS starts threads
 EPS = float(np.finfo(np.float64).eps)
 
@@ -167,7 +168,15 @@ def _pairs_within(home: Floats, images: Floats, cutoff: float, tolerance: float)
     right[:3] = images.T
     right[3] = 1.0
     np.einsum("ij,ij->i", images, images, out=right[4])
-    found = list(_blocks(left, right, MIN_DISTANCE**2 - tolerance, cutoff**2 + tolerance))
+    found, n_pairs = [], 0
+    for block in _blocks(left, right, MIN_DISTANCE**2 - tolerance, cutoff**2 + tolerance):
+        found.append(block)
+        n_pairs += len(block[0])
+        if n_pairs > MOST_PAIRS:
+            raise DataError(
+                f"more than {MOST_PAIRS:,} pairs of its {len(home)} atoms and their images are within {cutoff} A; "
+                "check the positions, the cell and their unit"
+            )
     if len(found) == 1:
         return found[0]
     targets, chosen, squared = zip(*found, strict=True)

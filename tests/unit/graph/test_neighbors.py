@@ -112,3 +112,17 @@ def test_input_of_the_wrong_shape_is_refused():
 def test_a_cutoff_that_reaches_far_too_many_images_is_refused():
     with pytest.raises(DataError, match="check the cell and its unit"):
         neighbor_search([[0, 0, 0]], np.eye(3) * 0.01, True, 12.0)
+
+
+@pytest.mark.parametrize(
+    ("n_atoms", "edge", "periodic"),
+    [(100, 0.5, True), (5000, 3.0, False)],
+    ids=["tiny cell", "dense cluster"],
+)
+def test_a_system_far_denser_than_matter_is_refused_before_it_fills_the_memory(
+    n_atoms: int, edge: float, periodic: bool
+) -> None:
+    """Damaged or hostile records ask for this; the first took 16 GB once."""
+    pos = np.random.default_rng(0).uniform(0, edge, (n_atoms, 3))
+    with pytest.raises(DataError, match="check the positions, the cell"):
+        neighbor_search(pos, np.eye(3) * edge, [periodic] * 3, 6.0)
