@@ -61,11 +61,15 @@ def two_angle_values(
     on_a = torch.where(aligned[:, None], some[0], on_a)
     on_b = torch.where(aligned[:, None], some[1], on_b)
     lengths = on_a.norm(dim=-1) * on_b.norm(dim=-1)
-    cosine, sine = (on_a * on_b).sum(-1) / lengths, torch.linalg.cross(on_a, on_b).norm(dim=-1) / lengths
+    cosine = (on_a * on_b).sum(-1) / lengths
     if two_angle == "legendre_outer":
         of_z, of_theta = circular_harmonics(z, n_spherical), circular_harmonics(cosine, n_spherical)
         return (of_z[:, :, None] * of_theta[:, None, :]).flatten(1)
-    theta = torch.atan2(sine, cosine)
+    # The released rule (gemnet.md 2.5): atan2(max(|x x y|, 1e-9), x . y), written so that no gradient is infinite.
+    square = torch.linalg.cross(on_a, on_b).square().sum(dim=-1)
+    planar = square < 1e-18
+    sine = torch.where(planar, 1e-9, torch.where(planar, 1.0, square).sqrt())
+    theta = torch.atan2(sine, (on_a * on_b).sum(-1))
     orders = [m for degree in range(n_spherical) for m in released_orders(degree)]
     azimuthal = torch.stack([(m * theta).cos() if m >= 0 else (-m * theta).sin() for m in orders], dim=1)
     straight = torch.linalg.cross(from_c, from_b).square().sum(-1)

@@ -135,6 +135,10 @@ class _Translation:
             raise ConfigError(f"the model cannot be built here: {wrong}") from error
         except CheckpointError as error:
             raise ConfigError(str(error)) from error
+        except (TypeError, AttributeError) as error:  # a value of another kind than the released class takes
+            raise ConfigError(
+                f"the arguments of the model have another form than released ones ({error})"
+            ) from error
         for warning in warnings:
             self.note("model", warning)
         default = GemNetConfig.model_validate({"variant": model.variant})

@@ -178,7 +178,13 @@ class Bases(nn.Module):
         assert middle is not None
         assert tables is not None
         angles = QuadrupletAngles.of(
-            geometry.main, middle, tables, topology.main.n_edges, self.n_spherical, self.two_angle
+            geometry.main,
+            middle,
+            tables,
+            topology.main.n_edges,
+            self.n_spherical,
+            self.two_angle,
+            in_angstrom=self.config.angular_basis.radial == "bessel_by_degree",  # the original GemNet
         )
         if self.circular_quadruplet.is_observed or self.spherical_quadruplet.is_observed:
             of_inner, of_both = angle_samples(angles, tables)

@@ -121,9 +121,11 @@ class BesselByDegree(nn.Module):
 
     def __init__(self, n_spherical: int, n_radial: int, cutoff: float) -> None:
         super().__init__()
-        zeros = spherical_bessel_zeros(n_spherical, n_radial).astype(np.float32).astype(np.float64)
-        following = np.stack([special.spherical_jn(degree + 1, row) for degree, row in enumerate(zeros)])
-        norms = math.sqrt(2 / cutoff**3) / np.abs(following)
+        rounded = spherical_bessel_zeros(n_spherical, n_radial).astype(np.float32)
+        # scipy evaluates a float32 argument in float32; the published norms carry that rounding.
+        following = np.stack([special.spherical_jn(degree + 1, row) for degree, row in enumerate(rounded)])
+        norms = math.sqrt(2 / cutoff**3) / np.abs(following.astype(np.float64))
+        zeros = rounded.astype(np.float64)
         # Plain attributes: `model.to(dtype)` would round buffers.
         self._zeros, self._norms = torch.from_numpy(zeros), torch.from_numpy(norms)
 

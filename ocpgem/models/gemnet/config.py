@@ -137,7 +137,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "triplets": {"in_dim": 64, "out_dim": 128},
         "quadruplets": {**_OC["quadruplets"], "in_dim": 64, "spherical_dim": 64},
         "atom_edge": {**_OC["atom_edge"], "out_dim": 128},
-        "layers": {**_OC["layers"], "after_skip": 2, "concat": 4},
+        "layers": {**_OC["layers"], "concat": 4},
     },
 }
 """The published sizes of each variant, where they differ from the defaults of `GemNetConfig`."""

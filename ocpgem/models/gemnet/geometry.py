@@ -57,13 +57,18 @@ class PlaneSide:
     """[n_rows, 3], unit normal of the plane of both edges; zero where they are collinear."""
     collinear: Tensor
     """[n_rows], 1 where both edges are collinear, else 0."""
+    height: Tensor
+    """[n_rows], length of the main edge perpendicular to the middle edge, in A or as a sine; 0 where collinear."""
 
 
-def plane_side(main: EdgeGeometry, middle: EdgeGeometry, table: TripletTable, at_target: bool) -> PlaneSide:
+def plane_side(
+    main: EdgeGeometry, middle: EdgeGeometry, table: TripletTable, at_target: bool, in_angstrom: bool = False
+) -> PlaneSide:
     """The angle and the plane of the two edges of each row.
 
     at_target: the main edge ends at the target a of the middle edge (c -> a); else at its source b (d -> b). The
-    dihedral angle of a quadruplet is the angle between the normals of its two sides.
+    dihedral angle of a quadruplet is the angle between the normals of its two sides. in_angstrom: heights are in A, as
+    the original GemNet measures them, else that of unit vectors.
     """
     first = from_main_edge(main.direction, table)
     second = from_middle_edge(middle.direction, table)
@@ -75,11 +80,13 @@ def plane_side(main: EdgeGeometry, middle: EdgeGeometry, table: TripletTable, at
     flat = square < rounding_noise(cross.dtype) ** 2
     length = torch.where(flat, torch.ones_like(square), square).sqrt()
     normal = cross / length[:, None] * (~flat)[:, None]
+    sine = torch.where(flat, torch.zeros_like(length), length)
     return PlaneSide(
         cosine=cosine if at_target else -cosine,
-        sine=torch.where(flat, torch.zeros_like(length), length),
+        sine=sine,
         normal=normal,
         collinear=flat.to(cross.dtype),
+        height=sine * from_main_edge(main.distance, table) if in_angstrom else sine,
     )
 
 

@@ -5,6 +5,7 @@ factorises like that over triplets (spec/density.md C). `spherical_harmonics` co
 which does not factorise: those sums run over blocks of middle edges, recomputed in the backward pass.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +36,8 @@ from ocpgem.models.gemnet.geometry import (
 TwoAngle = Literal["legendre_outer", "spherical_harmonics"]
 _BLOCK = 2**21
 """Values of the angle between two sides that a block of middle edges may hold."""
+_SMALLEST = 1e-9
+"""The least size of the product of both sides' vectors, perpendicular to the middle edge, that an angle is taken of."""
 _SAMPLES = 2**17
 """Angles that are evaluated one by one to fit the scale factor of a basis."""
 
@@ -69,19 +72,20 @@ class QuadrupletAngles:
         n_main: int,
         n_spherical: int,
         two_angle: TwoAngle,
+        in_angstrom: bool = False,
     ) -> "QuadrupletAngles":
-        """Evaluate the angles."""
+        """Evaluate the angles; in_angstrom: see `plane_side`."""
         n_middle = middle.distance.shape[0]
-        inner = plane_side(main, middle, tables.inner, at_target=False)
-        outer = plane_side(main, middle, tables.outer, at_target=True)
+        inner = plane_side(main, middle, tables.inner, at_target=False, in_angstrom=in_angstrom)
+        outer = plane_side(main, middle, tables.outer, at_target=True, in_angstrom=in_angstrom)
         if two_angle == "legendre_outer":
             inner_plane, outer_plane = _harmonics_of_normals(inner, n_spherical), _readers(outer, n_spherical)
             polar = circular_harmonics(outer.cosine, n_spherical)
         else:
-            inner_plane = torch.cat([inner.normal, inner.collinear[:, None]], dim=1)
+            inner_plane = torch.cat([inner.normal, inner.height[:, None]], dim=1)
             # cos(theta) is the product of the normals, sin(theta) the size of that with one turned by 90 degrees
             turned = torch.linalg.cross(from_middle_edge(middle.direction, tables.outer), outer.normal)
-            outer_plane = torch.cat([outer.normal, turned, outer.collinear[:, None]], dim=1)
+            outer_plane = torch.cat([outer.normal, turned, outer.height[:, None]], dim=1)
             polar = polar_harmonics(outer.cosine, outer.sine, n_spherical)
         return cls(
             two_angle=two_angle,
@@ -96,27 +100,43 @@ class QuadrupletAngles:
             outer_polar=pad_by_main(polar, tables.outer, n_main),
             inner_plane=pad_by_middle(inner_plane, tables.inner, n_middle),
             outer_plane=pad_by_middle(outer_plane, tables.outer, n_middle),
-            excluded=_azimuthal(
-                *_cosine_and_sine(_rows(outer, tables.excluded_outer), _rows(inner, tables.excluded_inner)),
-                n_spherical,
-                two_angle,
-            ),
+            excluded=_excluded(outer, inner, tables, n_spherical, two_angle),
         )
 
 
 def _rows(side: PlaneSide, rows: Tensor) -> PlaneSide:
-    return PlaneSide(side.cosine[rows], side.sine[rows], side.normal[rows], side.collinear[rows])
+    return PlaneSide(*(getattr(side, field.name)[rows] for field in dataclasses.fields(side)))
+
+
+def _excluded(
+    outer: PlaneSide, inner: PlaneSide, tables: Quadruplets, n_spherical: int, two_angle: TwoAngle
+) -> Tensor:
+    """What the sums over all d contain for d = c, computed as they compute it."""
+    outer, inner = _rows(outer, tables.excluded_outer), _rows(inner, tables.excluded_inner)
+    if two_angle == "legendre_outer":
+        return circular_harmonics((outer.normal * inner.normal).sum(-1), n_spherical)
+    return _azimuthal(*_cosine_and_sine(outer, inner), n_spherical, two_angle)
 
 
 def _cosine_and_sine(outer: PlaneSide, inner: PlaneSide) -> tuple[Tensor, Tensor]:
-    """Of the dihedral angle in [0, pi] of row pairs; a right angle where one side is collinear."""
+    """Of the dihedral angle in (0, pi] of row pairs."""
     cosine = (outer.normal * inner.normal).sum(-1)
     square = torch.linalg.cross(outer.normal, inner.normal).square().sum(-1)
     tiny = square <= rounding_noise(square.dtype) ** 2
     size = torch.where(tiny, torch.ones_like(square), square).sqrt()
-    sine = torch.where(tiny, torch.zeros_like(size), size)
-    right = torch.maximum(outer.collinear, inner.collinear)
-    return cosine, torch.maximum(sine, right)
+    return _with_floor(cosine, torch.where(tiny, torch.zeros_like(size), size), outer.height * inner.height)
+
+
+def _with_floor(cosine: Tensor, sine: Tensor, heights: Tensor) -> tuple[Tensor, Tensor]:
+    """The angle whose sine, times both heights, is at least 1e-9, as the released models have it (gemnet.md 2.5).
+
+    heights: their product; where it is 0, a side is collinear and has no plane: a right angle.
+    """
+    collinear = heights <= 0
+    floor = _SMALLEST / torch.where(collinear, torch.ones_like(heights), heights)
+    sine = torch.where(collinear, torch.ones_like(sine), torch.maximum(sine, floor))
+    length = torch.hypot(cosine, sine)
+    return cosine / length, sine / length
 
 
 def _azimuthal(cosine: Tensor, sine: Tensor, n_spherical: int, two_angle: TwoAngle) -> Tensor:
@@ -201,11 +221,11 @@ def _sum_block(x: Tensor, inner: Tensor, outer: Tensor, n_spherical: int) -> Ten
     """[b, max_inner, channels] and both sides of b middle edges -> [b, max_outer, n_azimuthal, channels]."""
     normals = inner[:, :, :3].transpose(1, 2)
     cosine = outer[:, :, :3] @ normals  # [b, max_outer, max_inner]
-    right = torch.maximum(outer[:, :, 6:], inner[:, :, 3:].transpose(1, 2))
     # The angle has no sign, so the energy has a kink where all four atoms lie in a plane. No gradient comes through sin
     # theta there; else the sign of rounding noise would choose one.
     signed = F.hardshrink(outer[:, :, 3:6] @ normals, rounding_noise(cosine.dtype))
-    sine = torch.maximum(signed.abs(), right)
+    heights = outer[:, :, 6:] * inner[:, :, 3:].transpose(1, 2)
+    cosine, sine = _with_floor(cosine, signed.abs(), heights)
     functions = _azimuthal(cosine, sine, n_spherical, "spherical_harmonics")
     mixed = functions.transpose(2, 3).flatten(1, 2)  # [b, max_outer * n_azimuthal, max_inner]
     return (mixed @ x).unflatten(1, (outer.shape[1], functions.shape[3]))

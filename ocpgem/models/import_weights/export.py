@@ -140,12 +140,18 @@ def _common(config: GemNetConfig) -> dict[str, Any]:
     }
 
 
+def _envelope(config: GemNetConfig) -> dict[str, Any]:
+    """The exponential envelope takes no exponent."""
+    envelope = config.radial_basis.envelope
+    return envelope.model_dump() if envelope.name == "polynomial" else {"name": envelope.name}
+
+
 def _periodic(config: GemNetConfig) -> dict[str, Any]:
     return {
         **_common(config),
         "max_neighbors": config.neighbors.max_neighbors,
         "rbf": {"name": config.radial_basis.name},
-        "envelope": config.radial_basis.envelope.model_dump(),
+        "envelope": _envelope(config),
         "cbf": {"name": "spherical_harmonics"},
         "regress_forces": config.forces != "none",
         "otf_graph": True,

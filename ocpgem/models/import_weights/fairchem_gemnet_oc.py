@@ -21,6 +21,7 @@ from ocpgem.models.import_weights.released_blocks import (
     describe_radial_basis,
     describe_residuals,
     describe_stack,
+    describe_unread_radial_basis,
     finish_config,
     flat_bilinear,
     output_init,
@@ -116,7 +117,7 @@ def _graphs_and_paths(args: dict[str, Any], triplets: dict[str, int]) -> dict[st
         "out_dim": args.pop("emb_size_quad_out", 32),
         "circular_dim": triplets["circular_dim"],
         "spherical_dim": args.pop("emb_size_sbf", 32),
-        "tags": None if sorted(tags) == [0, 1, 2] else list(tags),
+        "tags": None if {0, 1, 2} <= set(tags) else list(tags),
     }
     atom_atom = {
         **pairs,
@@ -180,8 +181,10 @@ def _describe_bases(keys: KeyMap, config: GemNetConfig) -> None:
         if config.scaled_bases:
             keys.move_scale("sbf_basis_qint.scale_sbf", "bases.spherical_quadruplet.scale")
     if path is not None:
-        ours = "bases.radial_of_atom_edge" if path.to_edges else None
-        describe_radial_basis(keys, config, None, "radial_basis_aeaint", ours)
+        if path.to_edges:
+            describe_radial_basis(keys, config, None, "radial_basis_aeaint", "bases.radial_of_atom_edge")
+        else:
+            describe_unread_radial_basis(keys, config, "radial_basis_aeaint")
     if path is not None and path.to_edges:
         keys.move("mlp_rbf_aeint.linear.weight", "bases.radial_atom_to_edge.weight")
         _describe_circular(keys, config, "aeint", "circular_atom_to_edge")

@@ -3,9 +3,9 @@
 A module for one family of released models has `key_map(config) -> KeyMap`, which describes all tensors of the model:
 
     keys = KeyMap()
-    keys.move("mlp_rbf3.linear.weight", "basis_projection.radial_triplet.weight")
-    keys.move("mlp_cbf3.weight", "basis_projection.circular", transform=..., inverse=...)
-    keys.move_scale("out_blocks.0.scale_sum", "energy_heads.0.to_atoms.scale_sum")
+    keys.move("mlp_rbf3.linear.weight", "bases.radial_triplet.weight")
+    keys.move("mlp_cbf3.weight", "bases.circular_triplet.weight", transform=..., inverse=...)
+    keys.move_scale("out_blocks.0.scale_sum", "energy_branches.0.to_atoms.scale_sum")
     keys.alias_below("out_blocks.0.seq_energy.", "out_blocks.0.layers.")
     keys.constant("radial_basis.rbf.offset", centers)
 
@@ -66,6 +66,7 @@ class KeyMap:
         self._scales: list[_Scale] = []
         self._aliases: dict[str, list[str]] = {}
         self._constants: dict[str, Tensor] = {}
+        self._unread: dict[str, Tensor] = {}
 
     def move(
         self,
@@ -106,6 +107,10 @@ class KeyMap:
         """`key` is a released buffer that we compute ourselves, as `value`."""
         self._constants[key] = value
 
+    def unread(self, key: str, initial: Tensor) -> None:
+        """`key` is a released parameter that no output depends on; we have none, and write its initial value."""
+        self._unread[key] = initial
+
     @property
     def scale_names(self) -> list[str]:
         """The released module names of the scale factors, without ".scale_factor"."""
@@ -125,6 +130,7 @@ class KeyMap:
     def trainable(self, state_keys: Iterable[str]) -> list[str]:
         """Those of `state_keys` that are trainable parameters, each tensor under the first of its names."""
         first_names = {name: move.released for move in self._moves for name in self._names(move.released)}
+        first_names |= {key: key for key in self._unread if not key.endswith(SCALE_SUFFIX)}
         seen: set[str] = set()
         found = []
         for key in state_keys:
@@ -148,7 +154,7 @@ class KeyMap:
         Second names and constants may be absent; where present they must agree. Raises CheckpointError that lists the
         keys of `source` that have no use, what is missing, and the shapes that differ.
         """
-        unused = set(source)
+        unused = set(source) - set(self._unread)
         missing: list[str] = []
         shapes: list[str] = []
         target: dict[str, Tensor] = {}
@@ -182,7 +188,8 @@ class KeyMap:
 
     def to_released(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our state dict under the released names, with second names and constants."""
-        released: dict[str, Tensor] = {key: value.clone() for key, value in self._constants.items()}
+        computed = self._constants | self._unread
+        released: dict[str, Tensor] = {key: value.clone() for key, value in computed.items()}
         for move in self._moves:
             value = ours[move.ours]
             value = value if move.inverse is None else move.inverse(value).contiguous()

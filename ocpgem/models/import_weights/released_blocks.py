@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ocpgem.errors import CheckpointError
-from ocpgem.models.gemnet.basis import GaussianRadial
+from ocpgem.models.gemnet.basis import GaussianRadial, RadialBasis
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.model import GemNet
-from ocpgem.models.import_weights.mapping import KeyMap
+from ocpgem.models.import_weights.mapping import SCALE_SUFFIX, KeyMap
 
 _RADIAL_PARAMETER = {
     "spherical_bessel": ("frequencies", "frequencies"),
@@ -21,11 +21,11 @@ _NOT_THE_MODEL = ("otf_graph", "use_pbc", "use_pbc_single", "scale_file", "num_a
 
 
 def arguments_of(kwargs: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """A copy of the constructor arguments without those that do not matter.
+    """A copy of the constructor arguments without those that do not matter or that are None, which means the default.
 
     Raises CheckpointError for an activation or a number of targets that is not built.
     """
-    args = {key: value for key, value in kwargs.items() if key not in _NOT_THE_MODEL}
+    args = {key: value for key, value in kwargs.items() if key not in _NOT_THE_MODEL and value is not None}
     if args.pop("activation", "swish") not in ("silu", "swish"):
         raise CheckpointError(
             "only the activation silu (swish) is supported; no released GemNet uses another"
@@ -47,7 +47,7 @@ def finish_config(config: dict[str, Any], left_over: Mapping[str, Any], family: 
 
 def basis_name(args: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str:
     """The name of a basis in the released arguments; raises CheckpointError for one that is not built."""
-    name = str(args["name"])
+    name = str(args["name"]).lower()
     if name not in known:
         raise CheckpointError(f"{key} is {name!r}; supported are {', '.join(known)}")
     return name
@@ -73,7 +73,6 @@ def describe_radial_basis(
     name: str | None,
     released: str,
     ours: str | None,
-    scale: str | None = None,
 ) -> None:
     """The parameters or constants of one radial basis; `ours` is None where we compute it once for several."""
     name = name or config.radial_basis.name
@@ -83,7 +82,18 @@ def describe_radial_basis(
         theirs, here = _RADIAL_PARAMETER[name]
         keys.move(f"{released}.rbf.{theirs}", f"{ours}.functions.{here}")
     if config.scaled_bases and ours is not None:
-        keys.move_scale(f"{released}.{scale or 'scale_rbf'}", f"{ours}.scale")
+        keys.move_scale(f"{released}.scale_rbf", f"{ours}.scale")
+
+
+def describe_unread_radial_basis(keys: KeyMap, config: GemNetConfig, released: str) -> None:
+    """A radial basis that the released class has although no interaction of this configuration reads it."""
+    basis = RadialBasis(config.radial_basis, cutoff=1.0)
+    describe_radial_basis(keys, config, None, released, None)
+    if config.radial_basis.name in _RADIAL_PARAMETER:
+        theirs, ours = _RADIAL_PARAMETER[config.radial_basis.name]
+        keys.unread(f"{released}.rbf.{theirs}", getattr(basis.functions, ours).detach())
+    if config.scaled_bases:
+        keys.unread(f"{released}.scale_rbf{SCALE_SUFFIX}", torch.zeros(()))
 
 
 def describe_embeddings(keys: KeyMap) -> None:
