@@ -1,6 +1,6 @@
 """What runs on the MD17@CCSD(T) ethanol frames reached: a table in meV/A, and the curves.
 
-    python benchmarks/md17_ethanol.py runs/gemnet_T_hour runs/gemnet_Q_hour
+    python benchmarks/md17_ethanol.py runs/gemnet_T_ethanol
 
 Reads the metrics.jsonl of each run and writes benchmarks/results/md17_ethanol_table.md and md17_ethanol.svg.
 """
