@@ -545,13 +545,13 @@ def _import_checkpoint(args: argparse.Namespace) -> int:
 
         print("\n\n".join(map(describe, CATALOGUE)))
         return 0
+    from ocpgem.models.import_weights.catalogue import fetch, find
+
+    entry = None if args.download is None else find(args.download)
     if args.out is None:
         raise RequestError("say with --out where the result should be written")
     _require_parent(args.out)
-    if args.download is not None:
-        from ocpgem.models.import_weights.catalogue import fetch, find
-
-        entry = find(args.download)
+    if entry is not None:
         with _download_progress(entry.name) as progress:
             notes = fetch(entry, args.out, progress)
         print("\n".join(notes))

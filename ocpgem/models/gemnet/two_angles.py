@@ -150,6 +150,12 @@ def _azimuthal(cosine: Tensor, sine: Tensor, n_spherical: int, two_angle: TwoAng
     return torch.stack([*cosines[:n_spherical], *sines[1:n_spherical]], dim=-1)
 
 
+def _azimuths(n_spherical: int) -> list[int]:
+    """For each spherical harmonic, in the released order, which of the functions of `_azimuthal` it contains."""
+    orders = [m for degree in range(n_spherical) for m in released_orders(degree)]
+    return [m if m >= 0 else n_spherical - 1 - m for m in orders]
+
+
 def _harmonics_of_normals(side: PlaneSide, n_spherical: int) -> Tensor:
     """[n_rows, n_spherical^2 + 2]: scaled harmonics of the normal, whether it is zero, and 1."""
     regular = 1 - side.collinear
@@ -242,8 +248,8 @@ def sum_outer(rows: Tensor, angles: QuadrupletAngles, tables: Quadruplets) -> Te
     if angles.two_angle == "legendre_outer":
         summed = polar @ table.flatten(2)  # [n_edges, n, n * channels]
         return summed.view(angles.n_main, n * n, rows.shape[2])
-    azimuths = [m if m >= 0 else n - 1 - m for degree in range(n) for m in released_orders(degree)]
-    columns: list[Tensor | None] = [None] * (n * n)
+    azimuths = _azimuths(n)
+    columns: dict[int, Tensor] = {}
     for azimuth in range(2 * n - 1):
         users = [s for s, of_function in enumerate(azimuths) if of_function == azimuth]
         # Indexing by a list would make the host wait for the device.
@@ -251,7 +257,7 @@ def sum_outer(rows: Tensor, angles: QuadrupletAngles, tables: Quadruplets) -> Te
         summed = of_users @ table[:, :, azimuth]
         for position, s in enumerate(users):
             columns[s] = summed[:, position]
-    return torch.stack([column for column in columns if column is not None], dim=1)
+    return torch.stack([columns[s] for s in range(n * n)], dim=1)
 
 
 def triplet_angle_samples(
@@ -298,5 +304,5 @@ def angle_samples(angles: QuadrupletAngles, tables: Quadruplets) -> tuple[Tensor
     if angles.two_angle == "legendre_outer":
         polar = circular_harmonics(outer.cosine, n)
         return of_inner, (polar.unsqueeze(2) * azimuthal.unsqueeze(1)).flatten(1)
-    azimuths = [m if m >= 0 else n - 1 - m for degree in range(n) for m in released_orders(degree)]
+    azimuths = _azimuths(n)
     return of_inner, polar_harmonics(outer.cosine, outer.sine, n) * azimuthal[:, azimuths]
