@@ -3,7 +3,7 @@
     python benchmarks/oc20_frames.py runs/gemnet_dT_small
 
 Reads the run's metrics.jsonl and the data sets it names, evaluates its last checkpoint on every tenth training frame
-and, system by system, on the unseen ones, and writes benchmarks/results/oc20_frames_table.md and oc20_frames.svg.
+and, system by system, on the unseen ones, and writes benchmarks/results/NAME_table.md and NAME.svg.
 """
 
 import argparse
@@ -118,7 +118,9 @@ def main() -> None:
     """Write the table and the curve."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    run = parser.parse_args().run
+    parser.add_argument("--name", default="oc20_frames", help="of the files that are written")
+    args = parser.parse_args()
+    run = args.run
     config = parse_config((run / "config.yaml").read_text(), TrainConfig, str(run / "config.yaml"))
     environment = json.loads((run / "environment.json").read_text())
     train_set = open_dataset(config.data.train)
@@ -126,7 +128,6 @@ def main() -> None:
     of_split = {split: guesses(open_dataset(path), median) for split, path in config.data.val.items()}
     validations = read_validations(run)
     lines = [
-        f"Run of `configs/s2ef/oc20_frames/gemnet_dT_small.yml`, "
         f"{config.steps} steps of {config.data.batch_size} systems, "
         f"{environment['ranks']} rank on a {platform.machine()} CPU, commit {environment['git_commit']}.",
         "",
@@ -144,8 +145,8 @@ def main() -> None:
     unseen = next(iter(config.data.val.values()))
     lines += error_lines(last_model(run), train_set, open_dataset(unseen))
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "oc20_frames_table.md").write_text("\n".join(lines) + "\n")
-    draw(validations, {split: guess[0] for split, guess in of_split.items()}, RESULTS / "oc20_frames.svg")
+    (RESULTS / f"{args.name}_table.md").write_text("\n".join(lines) + "\n")
+    draw(validations, {split: guess[0] for split, guess in of_split.items()}, RESULTS / f"{args.name}.svg")
     print("\n".join(lines))
 
 
