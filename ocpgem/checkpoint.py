@@ -1,6 +1,5 @@
 """Model files: what a potential is (configuration, normalisation) and its weights, in one file that cannot run code."""
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 
 from ocpgem.config import dump_config, parse_config
 from ocpgem.errors import CheckpointError, RequestError, one_line
+from ocpgem.files import written_whole
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.potential import Normalization, Potential
 
@@ -26,16 +26,8 @@ def save_potential(potential: Potential, path: Path, extra: dict[str, Any] | Non
         "state_dict": {key: value.detach().cpu() for key, value in potential.state_dict().items()},
         "extra": extra or {},
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        torch.save(content, file)
 
 
 def load_potential(path: str | Path) -> Potential:
