@@ -5,7 +5,6 @@ and then forth again, so that a model whose settings have no released counterpar
 """
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ocpgem.errors import CheckpointError
-from ocpgem.files import write_text
+from ocpgem.files import write_text, written_whole
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.import_weights import normalizers
 from ocpgem.models.import_weights.released import FAMILIES
@@ -32,7 +31,8 @@ def export_released(potential: Potential, path: Path) -> list[str]:
     state = {key: value.detach().cpu() for key, value in potential.model.state_dict().items()}
     released = FAMILIES[family].key_map(potential.config).to_released(state)
     if family != "tum":
-        _save(_container(family, kwargs, released, potential), path)
+        with written_whole(path) as file:
+            torch.save(_container(family, kwargs, released, potential), file)
         return [
             f"{path}: {len(released)} tensors of {family} with settings and normalisation, as fairchem v1 writes them"
         ]
@@ -41,7 +41,8 @@ def export_released(potential: Potential, path: Path) -> list[str]:
             "the original GemNet code does not normalise its targets, but this model does, so it cannot be exported"
         )
     arguments = path.with_name(f"{path.stem}_kwargs.json")
-    _save(released, path)
+    with written_whole(path) as file:
+        torch.save(released, file)
     write_text(arguments, json.dumps(kwargs, indent=4) + "\n")
     return [
         f"{path}: state dict of the original GemNet code, {len(released)} keys",
@@ -50,10 +51,18 @@ def export_released(potential: Potential, path: Path) -> list[str]:
 
 
 def family_of(config: GemNetConfig) -> str:
-    """Which released code has models like this one."""
+    """Which released code has models like this one; raises CheckpointError if none has."""
     if config.angular_basis.radial == "bessel_by_degree":
         return "tum"
-    return "gemnet_t" if config.global_head is None else "gemnet_oc"
+    family = "gemnet_t" if config.global_head is None else "gemnet_oc"
+    if (family == "gemnet_oc") != config.variant.startswith(
+        "gemnet_OC"
+    ):  # they differ in graph and basis, too
+        raise CheckpointError(
+            f"no released model is a {config.variant} with{'out' if config.global_head is None else ''} global_head, "
+            "so it cannot be exported"
+        )
+    return family
 
 
 def released_kwargs(config: GemNetConfig) -> dict[str, Any]:
@@ -214,16 +223,3 @@ def _tum(config: GemNetConfig) -> dict[str, Any]:
         "triplets_only": quad is None,
         "activation": "swish",
     }
-
-
-def _save(content: dict[str, Any], path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -1,12 +1,14 @@
 """Models written for the released code and read again are the same; what that code lacks is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ocpgem.errors import CheckpointError
-from ocpgem.models.import_weights.export import export_released
+from ocpgem.models.gemnet.config import GemNetConfig
+from ocpgem.models.import_weights.export import export_released, family_of
 from ocpgem.models.import_weights.released import import_released
 from ocpgem.models.potential import Normalization
 from tests.tiny_runs import listing
@@ -91,3 +93,14 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="file"):
         export_released(random_potential(MODELS["dT"]), tmp_path / "file.pt")
     assert not (tmp_path / "file.pt.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"variant": "gemnet_XL", "global_head": {}}, {"variant": "gemnet_OC", "global_head": None}]
+)
+def test_a_head_that_belongs_to_another_variant_is_not_exported_as_that_variant(
+    changes: dict[str, Any],
+) -> None:
+    """The released classes differ in their graph and grid as well, so the numbers would change without a word."""
+    with pytest.raises(CheckpointError, match="global_head, so it cannot be exported"):
+        family_of(GemNetConfig.model_validate(changes))
