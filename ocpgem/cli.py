@@ -556,6 +556,8 @@ def _import_checkpoint(args: argparse.Namespace) -> int:
             notes = fetch(entry, args.out, progress)
         print("\n".join(notes))
         return 0
+    if args.out.exists():
+        raise RequestError(f"--out {args.out} exists already; choose another name or remove it first")
     from ocpgem.checkpoint import save_potential
     from ocpgem.models.import_weights.released import import_released
     from ocpgem.models.potential import n_parameters

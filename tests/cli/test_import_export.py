@@ -146,3 +146,14 @@ def test_a_download_brings_the_file_of_that_name(
     said = capsys.readouterr().out
     assert "none was published, so it could not be verified" in said
     assert listing(tmp_path) == {"file.pt", "file_kwargs.json"}
+
+
+def test_an_import_does_not_replace_a_file(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine.pt"
+    out.write_bytes(b"another model")
+    code, error = failure(capsys, "import-checkpoint", released, "--out", out)
+    assert code == 2
+    assert "exists already" in error
+    assert out.read_bytes() == b"another model"
