@@ -225,9 +225,17 @@ def test_a_killed_conversion_goes_on_where_it_was(archive, tmp_path):
 
 def wait_until_quiet(folder):
     """The killed process's workers end by themselves; wait until nothing in the folder changes any more."""
-    before = None
+    before, now = None, modification_times(folder)
     deadline = time.monotonic() + 20
-    while before != (now := {path: path.stat().st_mtime_ns for path in folder.iterdir()}):
+    while before is None or before != now:
         assert time.monotonic() < deadline, "the workers of a killed conversion live on"
-        before = now
         time.sleep(0.7)
+        before, now = now, modification_times(folder)
+
+
+def modification_times(folder):
+    """By path; None, which equals nothing, where a worker moved a file away meanwhile."""
+    try:
+        return {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    except FileNotFoundError:
+        return None
