@@ -1,0 +1,67 @@
+"""Arguments that several commands share, and checks of their values."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ocpgem.errors import RequestError
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"
+
+
+def config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add CONFIG and KEY=VALUE."""
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="settings to change, as optim.lr=1e-4"
+    )
+
+
+def checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    """Add CHECKPOINT."""
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run directory or a model file")
+
+
+def nproc_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --nproc."""
+    parser.add_argument("--nproc", type=int, default=1, help="ranks on this machine (default: 1)")
+
+
+def inference_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every command that runs a model over data takes."""
+    parser.add_argument(
+        "--batch-size", type=positive, default=16, help="systems per batch and rank (default: 16)"
+    )
+    parser.add_argument("--max-edges", type=positive, help="edges per batch and rank at most")
+    parser.add_argument(
+        "--workers", type=not_negative, default=1, help="loader processes per rank (default: 1)"
+    )
+    nproc_argument(parser)
+
+
+def processes_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --workers."""
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def require_parent(path: Path) -> None:
+    """Refuse a path to write whose folder does not exist."""
+    if not path.parent.is_dir():
+        raise RequestError(f"{path.parent} is not a folder, so {path.name} cannot be written there")

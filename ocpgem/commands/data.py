@@ -1,0 +1,165 @@
+"""Commands on data sets: `data convert | split | merge | inspect`."""
+
+import argparse
+from pathlib import Path
+
+from ocpgem.commands.arguments import Subparsers, not_negative, positive, processes_argument
+from ocpgem.errors import RequestError
+
+
+def add_commands(commands: Subparsers) -> None:
+    """Add the commands of this module."""
+    data = commands.add_parser("data", help="convert, divide, join and inspect data sets").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    _add_convert(data)
+
+    split = data.add_parser("split", help="divide a data set at random into parts")
+    split.add_argument("dataset", type=Path, metavar="DATASET")
+    split.add_argument("--out", type=Path, required=True, help="folder; each part becomes OUT/NAME")
+    split.add_argument(
+        "--parts",
+        nargs="+",
+        required=True,
+        metavar="NAME=SIZE",
+        help="a share (train=0.8) or a number (test=100) of systems, or of frames with --by frame",
+    )
+    split.add_argument(
+        "--by",
+        choices=["system", "frame"],
+        default="system",
+        help="keep all frames of a system in one part, or not (default: system)",
+    )
+    split.add_argument("--seed", type=not_negative, default=0, help="(default: 0)")
+    processes_argument(split)
+    split.set_defaults(command=_split)
+
+    merge = data.add_parser("merge", help="join data sets in order, or write one in other shards")
+    merge.add_argument("datasets", type=Path, nargs="+", metavar="DATASET")
+    merge.add_argument("--out", type=Path, required=True, help="folder of the new data set")
+    merge.add_argument("--shards", type=positive, help="number of shards (default: 50,000 records in each)")
+    merge.add_argument(
+        "--renumber", action="store_true", help="raise the sids of each set above those before it"
+    )
+    processes_argument(merge)
+    merge.set_defaults(command=_merge)
+
+    inspect = data.add_parser("inspect", help="what a data set holds")
+    inspect.add_argument("path", type=Path, metavar="PATH")
+    inspect.add_argument(
+        "--check", action="store_true", help="also read all records and verify every checksum"
+    )
+    processes_argument(inspect)
+    inspect.set_defaults(command=_inspect)
+
+
+def _add_convert(data: Subparsers) -> None:
+    convert = data.add_parser(
+        "convert",
+        help="structure files, released LMDBs, archives of molecules or raw OC20 archives to a data set",
+        description="A raw OC20 archive is a folder of N.extxyz.xz with N.txt.xz. LMDBs and pickled lists (.pkl, "
+        ".pt) are those of the released OC20 and OC22 tools; nothing in them is run. An npz file is an archive of "
+        "molecules (COLL, MD17, rMD17, sGDML). Anything else is read with ASE (extxyz, traj, db, VASP's vasprun.xml "
+        "and OUTCAR, ...).",
+    )
+    convert.add_argument(
+        "source", type=Path, nargs="+", metavar="SOURCE", help="files, or folders of files of one kind"
+    )
+    convert.add_argument("--out", type=Path, required=True, help="folder of the new data set")
+    processes_argument(convert)
+    convert.add_argument("--chunks", help="raw OC20: only these archives, as 0-3,7 (default: all)")
+    other = convert.add_argument_group("sources other than raw OC20 archives")
+    other.add_argument(
+        "--units",
+        metavar="UNIT",
+        help="of the energies: eV, kcal/mol, kJ/mol or hartree; forces are in UNIT/A (default: as the file says, "
+        "else guessed, and said)",
+    )
+    other.add_argument(
+        "--tags",
+        default="keep",
+        metavar="RULE",
+        help="keep those of the file; 0, 1 or 2 for all atoms; slab or slab:C,H: fixed atoms 0, free atoms of the "
+        "adsorbate's elements (C,H,N,O unless named) 2, others 1 (default: keep)",
+    )
+    other.add_argument(
+        "--require",
+        choices=["forces", "energy", "nothing"],
+        default="forces",
+        help="leave out records without energy and forces, or without energy, or none (default: forces)",
+    )
+    other.add_argument(
+        "--max-force",
+        type=float,
+        metavar="X",
+        help="leave out records with a larger force on a free atom, eV/A",
+    )
+    other.add_argument(
+        "--max-energy-per-atom",
+        type=float,
+        metavar="X",
+        help="leave out records with a larger |energy| / atoms, eV",
+    )
+    other.add_argument("--renumber", action="store_true", help="number systems anew although the files do")
+    other.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out what cannot be read of a file and go on"
+    )
+    convert.set_defaults(command=_convert)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from ocpgem.data.sources import is_raw_oc20
+
+    if args.chunks is not None or any(is_raw_oc20(source) for source in args.source):
+        return _convert_raw_oc20(args)
+    from ocpgem.data.convert import Options, convert_files
+    from ocpgem.data.screening import Limits
+
+    limits = Limits(args.require, args.max_force, args.max_energy_per_atom)
+    options = Options(args.units, args.tags, limits, args.renumber, args.skip_unreadable)
+    print(convert_files(args.source, args.out, options, args.workers, say=print))
+    return 0
+
+
+def _convert_raw_oc20(args: argparse.Namespace) -> int:
+    from ocpgem.data.raw_oc20 import convert_raw_oc20, parse_chunks
+
+    if len(args.source) > 1:
+        raise RequestError(
+            "raw OC20 archives are converted one folder at a time; data merge joins the results"
+        )
+    defaults = {"tags": "keep", "require": "forces", "renumber": False, "skip_unreadable": False}
+    for option in ("units", "max_force", "max_energy_per_atom", *defaults):
+        if getattr(args, option) != defaults.get(option):
+            raise RequestError(
+                f"{args.source[0]} is a raw OC20 archive, whose units, tags and numbers are fixed; leave out "
+                f"--{option.replace('_', '-')}"
+            )
+    chunks = None if args.chunks is None else parse_chunks(args.chunks)
+    print(convert_raw_oc20(args.source[0], args.out, args.workers, chunks))
+    return 0
+
+
+def _split(args: argparse.Namespace) -> int:
+    from ocpgem.data.split import parse_parts, split_dataset
+
+    print(split_dataset(args.dataset, args.out, parse_parts(args.parts), args.by, args.seed, args.workers))
+    return 0
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from ocpgem.data.merge import merge_datasets
+
+    print(merge_datasets(args.datasets, args.out, args.shards, args.renumber, args.workers))
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from ocpgem.data.inspect import describe
+
+    if args.check:  # first: describing stops at the first damaged record, this counts them
+        from ocpgem.data.verify import verify
+
+        print(verify(args.path, args.workers))
+    describe(args.path)
+    return 0

@@ -1,0 +1,88 @@
+"""Commands that train: `train`, `fit-scales`."""
+
+import argparse
+from pathlib import Path
+
+from ocpgem.commands.arguments import Subparsers, config_arguments, nproc_argument, require_parent
+from ocpgem.commands.output import make_console, print_metrics
+from ocpgem.errors import RequestError
+
+
+def add_commands(commands: Subparsers) -> None:
+    """Add the commands of this module."""
+    train = commands.add_parser(
+        "train", help="train a model; goes on by itself where the run directory has a checkpoint"
+    )
+    config_arguments(train)
+    train.add_argument(
+        "--run-dir", type=Path, help="where everything of the run goes (default: runs/<name of CONFIG>)"
+    )
+    nproc_argument(train)
+    train.set_defaults(command=_train)
+
+    fit = commands.add_parser("fit-scales", help="fit the scale factors of a configuration's model")
+    config_arguments(fit)
+    fit.add_argument("--out", type=Path, required=True, help="JSON file to write, for scale_factors.file")
+    fit.set_defaults(command=_fit_scales)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from ocpgem.config import load_config
+    from ocpgem.train.config import TrainConfig
+
+    config = load_config(args.config, args.overrides, TrainConfig)
+    from ocpgem.train.run import run_path, train
+
+    path = args.run_dir or run_path(args.config)
+    summary = train(config, path)
+    from ocpgem.parallel import group
+
+    if group.is_main():
+        print_metrics(summary.metrics, f"validation after step {summary.steps_done}")
+        state = "finished" if summary.finished else "stopped"
+        print(f"{state} after step {summary.steps_done} of {config.steps}; everything is in {path}")
+    group.shutdown()
+    return 0
+
+
+def _fit_scales(args: argparse.Namespace) -> int:
+    import json
+
+    from ocpgem.config import load_config
+    from ocpgem.train.config import TrainConfig
+
+    config = load_config(args.config, args.overrides, TrainConfig)
+    require_parent(args.out)
+    figure = args.out.with_suffix(".png")
+    if figure == args.out:
+        raise RequestError(f"--out {args.out} is for the factors, as JSON; the figure beside it ends in .png")
+    from rich.table import Table
+
+    from ocpgem.evaluate.figures import LIGHT, activation_variances
+    from ocpgem.train.run import fit_scales_of
+
+    console = make_console()
+    fitted = fit_scales_of(config, console)
+    table = Table(title="scale factors", title_justify="left")
+    for column in ("factor of", "value", "variance before", "variance of its reference"):
+        table.add_column(column, justify="left" if column == "factor of" else "right", no_wrap=True)
+    for scale in fitted:
+        table.add_row(
+            scale.name,
+            f"{scale.factor:.4f}",
+            f"{scale.variance_before:.4g}",
+            f"{scale.variance_reference:.4g}",
+        )
+    console.print(table)
+    args.out.write_text(json.dumps({scale.name: scale.factor for scale in fitted}, indent=2) + "\n")
+    figure.write_bytes(
+        activation_variances(
+            LIGHT,
+            [scale.name.removeprefix("model.") for scale in fitted],
+            [scale.variance_unscaled for scale in fitted],
+            [scale.variance_scaled for scale in fitted],
+        )
+    )
+    print(f"written to {args.out}; name it as scale_factors.file in a configuration")
+    print(f"variances of the activations with and without the factors drawn in {figure}")
+    return 0
