@@ -10,7 +10,6 @@ A shard can also be opened alone. Shards never change once they are in place, so
 
 from __future__ import annotations
 
-import bisect
 import json
 import os
 import struct
@@ -23,9 +22,9 @@ from typing import Any
 import lmdb
 import numpy as np
 
-from ocpgem.data.dataset import Dataset
 from ocpgem.data.lmdb_file import open_lmdb
 from ocpgem.data.record import decode, encode
+from ocpgem.data.sharded import ShardedDataset, existing
 from ocpgem.data.sizes import (
     CUTOFF,
     MAX_NEIGHBORS,
@@ -164,60 +163,31 @@ def finish_dataset(folder: Path, paths: list[Path], provenance: dict[str, Any] |
     write_atomically(folder / METADATA_FILE, metadata)
 
 
-class LmdbDataset(Dataset):
+class LmdbDataset(ShardedDataset["_Shard"]):
     """The systems of a folder or of one shard, in order; safe in forked and in spawned workers.
 
     Raises RequestError for a missing path and DataError, naming the file, for one that cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.exists():
-            raise RequestError(f"{self.path} does not exist")
-        if self.path.is_dir():
-            self.metadata = _read_metadata(self.path)
-            self._files = [self.path / shard["file"] for shard in self.metadata["shards"]]
+        path = existing(path)
+        if path.is_dir():
+            self.metadata = _read_metadata(path)
+            files = [path / shard["file"] for shard in self.metadata["shards"]]
             counts = [shard["count"] for shard in self.metadata["shards"]]
-            for file, shard in zip(self._files, self.metadata["shards"], strict=True):
+            for file, shard in zip(files, self.metadata["shards"], strict=True):
                 _check_size(file, shard["bytes"])
         else:
-            shard_file = _Shard(self.path)
+            shard_file = _Shard(path)
             self.metadata = shard_file.header
-            self._files, counts = [self.path], [shard_file.count]
-        self._ends: list[int] = np.cumsum(counts).tolist()
-        self._shards: dict[int, _Shard] = {}
-        self._table: SizeTable | None = None
-        self._pid = os.getpid()
+            files, counts = [path], [shard_file.count]
+        super().__init__(path, files, counts)
 
-    def __len__(self) -> int:
-        return self._ends[-1]
+    def _open(self, file: Path) -> _Shard:
+        return _Shard(file)
 
-    def __getitem__(self, index: int) -> System:
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.path} has {len(self)} records; there is no record {index}")
-        number = bisect.bisect_right(self._ends, index)
-        first = self._ends[number - 1] if number else 0
-        return self._shard(number).read(index - first)
-
-    @property
-    def sizes(self) -> SizeTable:
-        """The side table, one row per record."""
-        if self._table is None:
-            self._table = self._load_sizes()
-        return self._table
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}, "_table": None}
-
-    def _shard(self, number: int) -> _Shard:
-        if self._pid != os.getpid():
-            self._shards, self._pid = {}, os.getpid()
-        shard = self._shards.get(number)
-        if shard is None:
-            shard = self._shards[number] = _Shard(self._files[number])
-        return shard
+    def _read(self, shard: _Shard, place: int, index: int) -> System:
+        return shard.read(place)
 
     def _load_sizes(self) -> SizeTable:
         if not self.path.is_dir():

@@ -7,8 +7,7 @@ Stored edges are ignored; distances are computed from positions.
 
 from __future__ import annotations
 
-import bisect
-import os
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ocpgem.data.dataset import Dataset
 from ocpgem.data.lmdb_file import LmdbFile, open_lmdb
 from ocpgem.data.lmdb_store import HEADER_KEY, METADATA_FILE
 from ocpgem.data.pickled_arrays import PlainObject, load_plain
 from ocpgem.data.safe_pickle import shown
+from ocpgem.data.sharded import ShardedDataset, existing
 from ocpgem.data.sizes import SizeTable, size_row, size_table
 from ocpgem.data.system import System, to_uint8
 from ocpgem.data.workers import Counter, run_jobs
-from ocpgem.errors import DataError, RequestError
+from ocpgem.errors import DataError
 
 PICKLED_LISTS = (".pkl", ".pt")
 """Endings of files that hold a list of PyG objects."""
@@ -35,7 +34,8 @@ MOST_STEPS = 100_000
 """Instructions a record may take; a released one takes about 1,000."""
 BYTES_PER_STEP = 2
 """Least length of a pickled list per instruction; lists of the smallest molecules have 3."""
-SIZED_SILENTLY = 2000
+SIZED_SILENTLY = 200
+"""Records whose edges are counted without a word; that takes a second."""
 BYTES_PER_ATOM = 12
 
 _PICKLE_START = b"\x80"
@@ -45,8 +45,10 @@ _FORCES = ("forces", "force")
 
 Fields = dict[str, Any]
 
+_log = logging.getLogger(__name__)
 
-class ReleasedLmdb(Dataset):
+
+class ReleasedLmdb(ShardedDataset["_Shard"]):
     """The systems of a released LMDB or a folder of them, in order; safe in forked and in spawned workers.
 
     `energy` is that of the structure (energy, y or y_init), `energy_relaxed` is y_relaxed; of OC22 both are total
@@ -57,53 +59,28 @@ class ReleasedLmdb(Dataset):
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.exists():
-            raise RequestError(f"{self.path} does not exist")
-        self._files = shard_files(self.path)
-        if not self._files:
-            raise DataError(f"{self.path} holds no .lmdb file")
-        self._ends: list[int] = np.cumsum([len(_Shard(file)) for file in self._files]).tolist()
-        self._shards: dict[int, _Shard] = {}
-        self._table: SizeTable | None = None
-        self._pid = os.getpid()
+        path = existing(path)
+        files = shard_files(path)
+        if not files:
+            raise DataError(f"{path} holds no .lmdb file")
+        super().__init__(path, files, [len(_Shard(file)) for file in files])
 
-    def __len__(self) -> int:
-        return self._ends[-1]
+    def _open(self, file: Path) -> _Shard:
+        return _Shard(file)
 
-    def __getitem__(self, index: int) -> System:
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.path} has {len(self)} records; there is no record {index}")
-        number = bisect.bisect_right(self._ends, index)
-        place = index - (self._ends[number - 1] if number else 0)
-        shard = self._shard(number)
+    def _read(self, shard: _Shard, place: int, index: int) -> System:
         return system_of(shard.fields(place), shard.where(place), default_sid=index)
 
-    @property
-    def sizes(self) -> SizeTable:
-        """The side table, computed when first asked for."""
-        if self._table is None:
-            self._table = self._count_sizes()
-        return self._table
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}, "_table": None}
-
-    def _shard(self, number: int) -> _Shard:
-        if self._pid != os.getpid():
-            self._shards, self._pid = {}, os.getpid()
-        shard = self._shards.get(number)
-        if shard is None:
-            shard = self._shards[number] = _Shard(self._files[number])
-        return shard
-
-    def _count_sizes(self) -> SizeTable:
+    def _load_sizes(self) -> SizeTable:
         if len(self) <= SIZED_SILENTLY:
             return size_table([_size_row(self[index]) for index in range(len(self))])
-        label = f"counting edges of {self.path.name} (data convert stores them)"
-        return run_jobs(_sizes_of, [self], 1, len(self), label)[0]
+        _log.warning(
+            "%s is read as it was released, so the edges of all its %d records are counted now, and again by every "
+            "command; data convert stores them once",
+            self.path,
+            len(self),
+        )
+        return run_jobs(_sizes_of, [self], 1, len(self), f"counting edges of {self.path.name}")[0]
 
 
 def _sizes_of(dataset: ReleasedLmdb, done: Counter) -> SizeTable:

@@ -87,10 +87,12 @@ def test_the_side_table_is_that_of_the_converted_records(folder, systems, tmp_pa
     assert dataset.sizes is dataset.sizes
 
 
-def test_a_large_file_counts_its_edges_with_a_bar(folder, monkeypatch, capsys):
+def test_a_large_file_says_that_it_counts_edges(folder, monkeypatch, capsys, caplog):
     monkeypatch.setattr("ocpgem.data.released_lmdb.SIZED_SILENTLY", 3)
     assert len(ReleasedLmdb(folder).sizes) == 7
-    assert "counting edges of s2ef (data convert stores them)" in capsys.readouterr().out
+    assert "counting edges of s2ef" in capsys.readouterr().out
+    assert "the edges of all its 7 records are counted now" in caplog.text
+    assert "data convert stores them once" in caplog.text
 
 
 def test_a_limit_takes_the_first_records(folder, systems):
