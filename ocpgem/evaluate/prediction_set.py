@@ -4,7 +4,8 @@ Three dialects of one npz file:
 
 - `raw`: everything, uncast, all atoms, in the order of the data set. Keys: ids, sid, fid, natoms [n];
   energy [n]; chunk_idx [n - 1]; forces [N, 3], fixed, atomic_numbers [N]; energy_true, forces_true where the
-  data have labels.
+  data have labels. Of a relaxation: pos [N, 3] in A besides, with the energy and forces at those positions,
+  and pos_true and energy_true (of the relaxed structure) where the data have them; converged, n_steps [n].
 - `ocp`: what the first host of the Open Catalyst leaderboard takes. Keys: ids ("sid_fid"), energy [n], forces
   of the free atoms, chunk_idx; float16; sorted by id.
 - `hub`: what the present host documents. The same keys, all atoms, uncast, in the order of the data set; ids
@@ -35,7 +36,7 @@ from ocpgem.models.potential import Predictions
 Array = NDArray[Any]
 DialectName = Literal["raw", "ocp", "hub"]
 
-ATOM_KEYS = ("forces", "fixed", "atomic_numbers", "forces_true")
+ATOM_KEYS = ("forces", "fixed", "atomic_numbers", "forces_true", "pos", "pos_true")
 _RAW_REQUIRED = ("sid", "fid", "natoms", "energy", "fixed", "atomic_numbers")
 _LOSS_SHARE = 0.1  # of the energy threshold that a cast may lose before it is worth a warning
 _log = logging.getLogger(__name__)
@@ -63,7 +64,8 @@ class PredictionSet:
     """Predictions of n systems with N atoms, and the labels where there are any.
 
     sid, fid, natoms: [n]; energy, energy_true: [n] eV; forces, forces_true: [N, 3] eV/A, all atoms, system
-    after system; fixed, atomic_numbers: [N].
+    after system; fixed, atomic_numbers: [N]. Of a relaxation: pos, pos_true: [N, 3] A; cell: [n, 3, 3] A and pbc:
+    [n, 3], to measure distances with; converged: [n] bool; n_steps: [n].
     """
 
     sid: Array
@@ -75,6 +77,12 @@ class PredictionSet:
     forces: Array | None = None
     energy_true: Array | None = None
     forces_true: Array | None = None
+    pos: Array | None = None
+    pos_true: Array | None = None
+    cell: Array | None = None
+    pbc: Array | None = None
+    converged: Array | None = None
+    n_steps: Array | None = None
 
     def __len__(self) -> int:
         return len(self.sid)

@@ -164,8 +164,14 @@ def system_edges(
     them. Raises DataError for input the search cannot use, for missing tags, for a system without neighbours,
     and for one whose edges all vanish in symmetrisation.
     """
-    n_atoms = len(np.asarray(pos))
-    found = _kept(neighbor_search(pos, cell, pbc, spec.parent.cutoff), n_atoms, spec)
+    return select_edges(neighbor_search(pos, cell, pbc, spec.parent.cutoff), len(np.asarray(pos)), spec, tags)
+
+
+def select_edges(
+    neighbors: NeighborList, n_atoms: int, spec: GraphSpec, tags: ArrayLike | None = None
+) -> SystemEdges:
+    """`system_edges` for neighbours [within spec.parent.cutoff] that are known already."""
+    found = _kept(neighbors, n_atoms, spec)
     near = _selected(found, spec.main, n_atoms, spec)
     if len(near) == 0:
         raise DataError(

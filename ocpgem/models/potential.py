@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ocpgem.config import Section
+from ocpgem.errors import RequestError
 from ocpgem.graph.topology import GraphSpec, Topology
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.model import GemNet, Structures
@@ -81,10 +82,7 @@ class Potential(nn.Module):
 
     def forward(self, batch: Any, topology: Topology) -> Predictions:
         """batch: a PyG batch of `AtomicData`; topology: built with `graph_spec` for the same systems."""
-        dtype = self.model.atom_embedding.weight.dtype
-        structures = Structures(
-            batch.pos.to(dtype), batch.cell.to(dtype), batch.atomic_numbers, getattr(batch, "hidden", None)
-        )
+        structures = self._structures(batch)
         with torch.autocast(
             batch.pos.device.type, torch.bfloat16, enabled=self.train_in_bf16 and self.training
         ):
@@ -94,6 +92,31 @@ class Potential(nn.Module):
             std = norm.energy_std if self.config.forces == "gradient" else norm.forces_std
             forces = forces * std
         return Predictions(self._physical_energy(energy.double(), batch, topology), forces)
+
+    def atom_energies(self, batch: Any, topology: Topology) -> Tensor:
+        """How the energies are made up of atoms, [n_atoms] in eV, float64: they sum to those of `forward`.
+
+        The mean of the normalisation is shared equally. Raises RequestError for a model that is not extensive, whose
+        energy is a mean over atoms.
+        """
+        if not self.config.extensive:
+            raise RequestError(
+                "the energy of this model is a mean over atoms (extensive: false); it has no energies of atoms"
+            )
+        with torch.no_grad():
+            terms = self.model.atom_energies(self._structures(batch), topology).double()
+        n_atoms = torch.bincount(topology.batch, minlength=topology.n_systems)
+        shares = self.normalization.energy_mean / n_atoms.double()[topology.batch]
+        energies = terms * self.normalization.energy_std + shares
+        if self._element_energies is None:
+            return energies
+        return energies + self._element_energies.double()[batch.atomic_numbers]
+
+    def _structures(self, batch: Any) -> Structures:
+        dtype = self.model.atom_embedding.weight.dtype
+        return Structures(
+            batch.pos.to(dtype), batch.cell.to(dtype), batch.atomic_numbers, getattr(batch, "hidden", None)
+        )
 
     def _physical_energy(self, energy: Tensor, batch: Any, topology: Topology) -> Tensor:
         """Undo the normalisation, in float64: total energies are thousands of eV, their differences meV."""

@@ -51,16 +51,22 @@ class GemNet(nn.Module):
     def forward(self, structures: Structures, topology: Topology) -> tuple[Tensor, Tensor | None]:
         """Energy [n_systems] and forces [n_atoms, 3] (None if the model has none)."""
         if self.config.forces != "gradient":
-            return self._energy_and_direct_forces(structures, topology)
+            atom_energy, forces = self._atom_energies_and_direct_forces(structures, topology)
+            return self._sum_over_atoms(atom_energy, topology), forces
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             pos = structures.pos.detach().requires_grad_(True)
             moved = dataclasses.replace(structures, pos=pos)
-            energy, _ = self._energy_and_direct_forces(moved, topology)
+            atom_energy, _ = self._atom_energies_and_direct_forces(moved, topology)
+            energy = self._sum_over_atoms(atom_energy, topology)
             (gradient,) = torch.autograd.grad(energy.sum(), pos, create_graph=differentiable)
         return energy if differentiable else energy.detach(), -gradient
 
-    def _energy_and_direct_forces(
+    def atom_energies(self, structures: Structures, topology: Topology) -> Tensor:
+        """The terms [n_atoms] whose sum (or mean, unless extensive) over a system is its energy."""
+        return self._atom_energies_and_direct_forces(structures, topology)[0]
+
+    def _atom_energies_and_direct_forces(
         self, structures: Structures, topology: Topology
     ) -> tuple[Tensor, Tensor | None]:
         edges = topology.main
@@ -77,13 +83,13 @@ class GemNet(nn.Module):
             of_atoms.append(branch(h, m, basis, edges))
             if self.config.has_direct_forces:
                 of_edges.append(self.force_branches[index](m, basis, branch))
-        energy = self._sum_over_atoms(self.energy_head(of_atoms), topology)
+        atom_energy = self.energy_head(of_atoms)
         if not self.config.has_direct_forces:
-            return energy, None
+            return atom_energy, None
         force = self.force_head(of_edges)
         if self.config.forces == "direct_coupled":
             force = (force + reverse(force, edges)) / 2
-        return energy, sum_to_target(force.unsqueeze(1) * geometry.main.direction, edges)
+        return atom_energy, sum_to_target(force.unsqueeze(1) * geometry.main.direction, edges)
 
     def _sum_over_atoms(self, atom_energy: Tensor, topology: Topology) -> Tensor:
         energy = atom_energy.new_zeros(topology.n_systems).index_add(0, topology.batch, atom_energy)

@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from ocpgem.checkpoint import load_potential, save_potential
+from ocpgem.errors import RequestError
 from ocpgem.models.potential import Normalization
 from tests.structures import energy_and_forces, random_slabs, small_potential, topology_of
 
@@ -80,3 +81,21 @@ def test_they_travel_in_the_model_file_but_not_in_the_state_dict(tmp_path: Path)
 def test_energies_that_mean_nothing_are_refused(energies: dict[object, float]) -> None:
     with pytest.raises(ValidationError):
         Normalization.model_validate({"element_energies": energies})
+
+
+@pytest.mark.parametrize("variant", ["gemnet_T", "gemnet_dT"])
+def test_energies_of_atoms_sum_to_the_energy(variant: str) -> None:
+    slabs, potential = random_slabs(), small_potential(variant)
+    potential.normalization = potential.normalization.model_copy(update={"element_energies": ENERGIES})
+    topology = topology_of(slabs, potential.graph_spec)
+    of_atoms = potential.atom_energies(slabs, topology)
+    assert of_atoms.dtype == torch.float64
+    assert of_atoms.std() > 0.01
+    sums = torch.stack([part.sum() for part in of_atoms.split(slabs.natoms.tolist())])
+    torch.testing.assert_close(sums, energy_and_forces(potential, slabs)[0])
+
+
+def test_a_mean_over_atoms_has_no_energies_of_atoms() -> None:
+    slabs, potential = random_slabs(), small_potential("gemnet_dT", extensive=False)
+    with pytest.raises(RequestError, match="mean over atoms"):
+        potential.atom_energies(slabs, topology_of(slabs, potential.graph_spec))
