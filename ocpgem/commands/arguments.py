@@ -20,7 +20,31 @@ def config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     """Add CHECKPOINT."""
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a run directory or a model file")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a run directory, a model file, a released checkpoint or the name of one (import-checkpoint --list)",
+    )
+
+
+def several_models_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --ensemble and --forces-from."""
+    parser.add_argument(
+        "--ensemble",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="CHECKPOINT",
+        help="another member: predictions become the mean of all members, with their spread; may be repeated",
+    )
+    parser.add_argument(
+        "--forces-from",
+        type=Path,
+        action="append",
+        metavar="CHECKPOINT",
+        help="take the forces from this model and only the energy from the others; may be repeated",
+    )
 
 
 def nproc_argument(parser: argparse.ArgumentParser) -> None:

@@ -4,20 +4,27 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ocpgem.commands.arguments import Subparsers, checkpoint_argument, inference_arguments, require_parent
+from ocpgem.commands.arguments import (
+    Subparsers,
+    checkpoint_argument,
+    inference_arguments,
+    require_parent,
+    several_models_arguments,
+)
 from ocpgem.commands.output import print_metrics
 from ocpgem.errors import RequestError
 
 if TYPE_CHECKING:
     from ocpgem.data.dataset import Dataset
+    from ocpgem.evaluate.open_model import Model
     from ocpgem.evaluate.predict import Effort
-    from ocpgem.models.potential import Potential
 
 
 def add_commands(commands: Subparsers) -> None:
     """Add the commands of this module."""
     evaluate = commands.add_parser("evaluate", help="score a model on labelled data")
     checkpoint_argument(evaluate)
+    several_models_arguments(evaluate)
     evaluate.add_argument(
         "--data",
         action="append",
@@ -31,6 +38,7 @@ def add_commands(commands: Subparsers) -> None:
 
     predict = commands.add_parser("predict", help="write the energies and forces of a data set")
     checkpoint_argument(predict)
+    several_models_arguments(predict)
     predict.add_argument("--data", type=Path, required=True, help="data set")
     predict.add_argument("--out", type=Path, required=True, help="npz file to write")
     predict.add_argument(
@@ -121,15 +129,14 @@ def _named_data(args: argparse.Namespace) -> "dict[str, Dataset]":
     return {name: open_dataset(path) for name, path in named.items()}
 
 
-def _load_for_inference(args: argparse.Namespace) -> "Potential":
-    from ocpgem.checkpoint import load_potential
+def _load_for_inference(args: argparse.Namespace) -> "Model":
+    from ocpgem.evaluate.open_model import load_together
     from ocpgem.parallel import group
     from ocpgem.parallel.device import choose_device
 
-    potential = load_potential(args.checkpoint)
     device = choose_device()
     group.init_from_environment(device)
-    return potential.to(device)
+    return load_together([args.checkpoint, *args.ensemble], forces_from=args.forces_from, device=device)
 
 
 def _effort(args: argparse.Namespace) -> "Effort":

@@ -17,9 +17,10 @@ from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import EvalBatch, EvalLoader, Recipe, WorkerSettings
 from ocpgem.errors import DataError, OcpgemError
 from ocpgem.evaluate.metrics import S2EFMetrics, check_finite
+from ocpgem.evaluate.open_model import Model, apply, device_of, graphs_of, heaviest_element
 from ocpgem.evaluate.prediction_set import PredictionSet, check_target, join, write_predictions
-from ocpgem.evaluate.progress import Ticker, systems_progress
-from ocpgem.models.potential import Potential, Predictions
+from ocpgem.evaluate.progress import systems_progress
+from ocpgem.models.potential import Predictions
 from ocpgem.parallel import group
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class PredictionReport:
 
 
 def evaluate(
-    potential: Potential, dataset: Dataset, effort: Effort | None = None, label: str = "evaluate"
+    potential: Model, dataset: Dataset, effort: Effort | None = None, label: str = "evaluate"
 ) -> dict[str, float]:
     """The metrics of `potential` on a labelled data set, the same on every rank.
 
@@ -61,8 +62,8 @@ def evaluate(
     metrics = S2EFMetrics()
     error: OcpgemError | None = None
     try:
-        with closing(_outputs(potential, dataset, effort or Effort(), label)) as outputs:
-            for item, predictions in outputs:
+        with closing(outputs(potential, dataset, effort or Effort(), label)) as batches:
+            for item, predictions in batches:
                 metrics.update(predictions, item.batch)
     except OcpgemError as caught:
         error = caught
@@ -72,7 +73,7 @@ def evaluate(
 
 
 def predict(
-    potential: Potential,
+    potential: Model,
     dataset: Dataset,
     out_path: str | Path,
     dialect: str = "ocp",
@@ -90,8 +91,8 @@ def predict(
     parts: list[tuple[Any, PredictionSet]] = []
     error: OcpgemError | None = None
     try:
-        with closing(_outputs(potential, dataset, effort or Effort(), label)) as outputs:
-            for item, predictions in outputs:
+        with closing(outputs(potential, dataset, effort or Effort(), label)) as batches:
+            for item, predictions in batches:
                 check_finite(predictions.energy, predictions.forces, item.batch, "predictions")
                 if item.batch.get("energy") is not None:
                     metrics.update(predictions, item.batch)
@@ -106,37 +107,37 @@ def predict(
     return PredictionReport(path, len(dataset), result)
 
 
-def _outputs(
-    potential: Potential, dataset: Dataset, effort: Effort, label: str
+def outputs(
+    potential: Model, dataset: Dataset, effort: Effort, label: str
 ) -> Generator[tuple[EvalBatch, Predictions], None, None]:
-    """The batches of this rank, on the potential's device, and what it predicts for them."""
-    loader = EvalLoader(
-        Recipe(dataset, potential.graph_spec, potential.config.n_elements),
-        effort.batch_size,
-        rank=group.rank(),
-        world_size=group.world_size(),
-        max_edges=effort.max_edges,
-        settings=effort.settings,
-    )
-    device = next(potential.parameters()).device
+    """The batches of this rank, on the potential's device, and what it predicts for them.
+
+    Models that need different graphs get one loader for each kind; all of them walk through the same batches.
+    """
+    loaders = [
+        EvalLoader(
+            Recipe(dataset, graph, heaviest_element(potential)),
+            effort.batch_size,
+            rank=group.rank(),
+            world_size=group.world_size(),
+            max_edges=effort.max_edges,
+            settings=effort.settings,
+        )
+        for graph in graphs_of(potential)
+    ]
+    device = device_of(potential)
     with _evaluating(potential), systems_progress(effort.progress, label, len(dataset)) as advance:
-        for item in loader:
-            yield _step(potential, item, device, advance)
-
-
-def _step(
-    potential: Potential, item: EvalBatch, device: torch.device, advance: Ticker
-) -> tuple[EvalBatch, Predictions]:
-    batch = item.batch.to(device, non_blocking=True)
-    topology = item.topology.to(device, non_blocking=True)
-    with torch.no_grad():  # gradient forces switch recording on inside forward
-        predictions: Predictions = potential(batch, topology)
-    advance(len(item.indices))
-    return EvalBatch(batch, topology, item.indices), predictions
+        for items in zip(*loaders, strict=True):
+            first = items[0]
+            batch = first.batch.to(device, non_blocking=True)
+            topologies = [item.topology.to(device, non_blocking=True) for item in items]
+            predictions = apply(potential, batch, topologies)
+            advance(len(first.indices))
+            yield EvalBatch(batch, topologies[0], first.indices), predictions
 
 
 @contextmanager
-def _evaluating(potential: Potential) -> Iterator[None]:
+def _evaluating(potential: Model) -> Iterator[None]:
     was_training = potential.training
     potential.eval()
     try:

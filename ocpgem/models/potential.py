@@ -35,6 +35,10 @@ class Predictions:
     """[n_systems] in eV, float64."""
     forces: Tensor | None
     """[n_atoms, 3] in eV/A; None for a model of energies only."""
+    energy_spread: Tensor | None = None
+    """[n_systems] in eV: how far the members of an ensemble lie from their mean; None for a single model."""
+    forces_spread: Tensor | None = None
+    """[n_atoms] in eV/A: likewise, of the force vectors."""
 
 
 class Potential(nn.Module):

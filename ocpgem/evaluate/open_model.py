@@ -1,0 +1,145 @@
+"""Models from wherever they are: run directories, model files, released checkpoints, the catalogue; one or several."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ocpgem.checkpoint import load_potential
+from ocpgem.errors import CheckpointError, OcpgemError, RequestError
+from ocpgem.graph.topology import GraphSpec, Topology
+from ocpgem.models.combined import Combined
+from ocpgem.models.import_weights.catalogue import CATALOGUE, Released, fetch, find
+from ocpgem.models.import_weights.download import Progress, download
+from ocpgem.models.import_weights.released import import_released
+from ocpgem.models.potential import Potential, Predictions
+from ocpgem.parallel import group
+from ocpgem.parallel.device import choose_device
+
+Model = Potential | Combined
+Source = str | Path
+
+
+def load(
+    source: Source | Sequence[Source],
+    *,
+    forces_from: Source | Sequence[Source] | None = None,
+    device: str | torch.device | None = None,
+) -> Model:
+    """Load a model, ready to predict.
+
+    source: a run directory, a model file, a released checkpoint, or the name of one in the catalogue (downloaded once
+        to the cache). Several make an ensemble: mean and spread of their predictions.
+    forces_from: where the forces come from, if not from `source`.
+    device: the GPU where there is one, unless said otherwise.
+
+    Raises RequestError where there is no such model, CheckpointError for a file that cannot be used.
+    """
+    energy = [_load_one(each) for each in _listed(source)]
+    forces = None if forces_from is None else [_load_one(each) for each in _listed(forces_from)]
+    model: Model = energy[0] if len(energy) == 1 and forces is None else Combined(energy, forces)
+    return model.to(torch.device(device) if device is not None else choose_device()).eval()
+
+
+def load_together(
+    source: Source | Sequence[Source],
+    *,
+    forces_from: Source | Sequence[Source] | None = None,
+    device: str | torch.device | None = None,
+) -> Model:
+    """`load` on every rank: rank 0 first, so that nothing is downloaded twice; its error is everybody's error."""
+    error: OcpgemError | None = None
+    model: Model | None = None
+    if group.is_main():
+        try:
+            model = load(source, forces_from=forces_from, device=device)
+        except OcpgemError as caught:
+            error = caught
+    group.raise_together(error)
+    return model if model is not None else load(source, forces_from=forces_from, device=device)
+
+
+def graphs_of(model: Model) -> tuple[GraphSpec, ...]:
+    """The kinds of graph that a model needs a topology of."""
+    return model.graph_specs if isinstance(model, Combined) else (model.graph_spec,)
+
+
+def heaviest_element(model: Model) -> int:
+    """The largest atomic number that a model can take."""
+    return model.n_elements if isinstance(model, Combined) else model.config.n_elements
+
+
+def device_of(model: Model) -> torch.device:
+    """Where a model computes."""
+    return next(model.parameters()).device
+
+
+def apply(model: Model, batch: object, topologies: Sequence[Topology]) -> Predictions:
+    """What a model predicts for a batch with a topology for each of `graphs_of`; gradients are not recorded."""
+    with torch.no_grad():  # gradient forces switch recording on inside forward
+        predictions: Predictions = model(batch, topologies if isinstance(model, Combined) else topologies[0])
+    return predictions
+
+
+def cache_folder() -> Path:
+    """Where models of the catalogue are kept: `ocpgem/models` below $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ocpgem" / "models"
+
+
+def _listed(source: Source | Sequence[Source]) -> list[Source]:
+    sources = [source] if isinstance(source, str | Path) else list(source)
+    if not sources:
+        raise RequestError("no model is named; give a run directory, a checkpoint or a name of the catalogue")
+    return sources
+
+
+def _load_one(source: Source) -> Potential:
+    path = Path(source)
+    if path.exists():
+        return _load_path(path)
+    names = {entry.name.lower() for entry in CATALOGUE}
+    name = str(source).lower().replace("->", "-to-")
+    if name in names:
+        return load_released(find(name))
+    if len(path.parts) == 1 and "gemnet" in name and not path.suffix:
+        find(name)  # says which names are near
+    raise RequestError(
+        f"{path} does not exist; give a run directory, a checkpoint file or a name from import-checkpoint --list"
+    )
+
+
+def _load_path(path: Path) -> Potential:
+    """A potential of ours, else a released one."""
+    try:
+        return load_potential(path)
+    except (CheckpointError, RequestError) as error:
+        own = error
+    if path.is_dir() and not _looks_released(path):
+        raise own
+    try:
+        return import_released(path).potential
+    except OcpgemError as error:
+        raise type(error)(f"{own}; read as a released checkpoint: {error}") from None
+
+
+def _looks_released(folder: Path) -> bool:
+    return any([*folder.glob("*kwargs.json"), *folder.glob("state_dict.pt"), *folder.glob("model.pth")])
+
+
+def load_released(entry: Released, progress: Progress = lambda done, total: None) -> Potential:
+    """A model of the catalogue, from the cache or, the first time, from where it is published."""
+    folder = cache_folder() / entry.name
+    file = folder / Path(entry.url).name
+    folder.mkdir(parents=True, exist_ok=True)
+    if not file.is_file():
+        fetch(entry, file, progress)
+    try:
+        return import_released(file).potential
+    except CheckpointError:
+        if entry.scale_file is None:
+            raise
+    scales = folder / Path(entry.scale_file).name
+    if not scales.is_file():
+        download(entry.scale_file, scales, None, progress)
+    return import_released(file, scale_file=str(scales)).potential
