@@ -27,6 +27,7 @@ from ocpgem.data.loader import Recipe
 from ocpgem.data.open import open_dataset
 from ocpgem.models.potential import Potential
 from ocpgem.train.config import TrainConfig
+from ocpgem.train.datasets import open_training_set, open_validation_sets
 
 mpl.use("Agg")
 RESULTS = Path(__file__).parent / "results"
@@ -123,9 +124,11 @@ def main() -> None:
     run = args.run
     config = parse_config((run / "config.yaml").read_text(), TrainConfig, str(run / "config.yaml"))
     environment = json.loads((run / "environment.json").read_text())
-    train_set = open_dataset(config.data.train)
+    train_set = open_training_set(config.data)
     median = float(np.median([train_set[index].energy or 0.0 for index in range(len(train_set))]))
-    of_split = {split: guesses(open_dataset(path), median) for split, path in config.data.val.items()}
+    of_split = {
+        split: guesses(dataset, median) for split, dataset in open_validation_sets(config.data).items()
+    }
     validations = read_validations(run)
     lines = [
         f"{config.steps} steps of {config.data.batch_size} systems, "
@@ -142,7 +145,7 @@ def main() -> None:
             f"| {record['energy_mae']:.3f} | {energy_guess:.3f} |"
             for record in records
         ]
-    unseen = next(iter(config.data.val.values()))
+    unseen = next(iter(config.data.val_sets.values())).path
     lines += error_lines(last_model(run), train_set, open_dataset(unseen))
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{args.name}_table.md").write_text("\n".join(lines) + "\n")

@@ -94,10 +94,10 @@ def _check_config(args: argparse.Namespace) -> int:
     from ocpgem.train.config import TrainConfig
 
     config = load_config(args.config, args.overrides, TrainConfig)
-    missing = [path for path in (config.data.train, *config.data.val.values()) if not Path(path).exists()]
+    missing = [path for path in config.data.files if not Path(path).exists()]
     if missing:
         raise RequestError(
-            f"{args.config} is well-formed, but these data sets do not exist: {', '.join(missing)}"
+            f"{args.config} is well-formed, but these files or folders do not exist: {', '.join(missing)}"
         )
     print(f"{args.config}: no mistakes found")
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ocpgem.data.draws import Draws
 from ocpgem.data.sizes import SizeTable, size_row, size_table
 from ocpgem.data.system import System
 from ocpgem.errors import DataError
@@ -31,30 +32,42 @@ class Dataset(ABC):
     def sizes(self) -> SizeTable:
         """The side table (ocpgem.data.sizes), one row per system."""
 
+    def column(self, name: str) -> NDArray[np.integer]:
+        """One column of the side table."""
+        return self.sizes[name]
+
+    def draws(self, seed: int) -> Draws | None:
+        """How often training draws each system; None where each is drawn once in every epoch."""
+        return None
+
+    def origin(self, index: int) -> str:
+        """The file or folder that holds a system, and its number there, for messages."""
+        return f"{self.path}, record {index}"
+
     @property
-    def n_atoms(self) -> NDArray[np.int32]:
+    def n_atoms(self) -> NDArray[np.integer]:
         """Atoms of each system."""
-        return self.sizes["n_atoms"]
+        return self.column("n_atoms")
 
     @property
-    def n_edges(self) -> NDArray[np.int32]:
+    def n_edges(self) -> NDArray[np.integer]:
         """Directed edges of each system within 6 A, nearest 50 per atom."""
-        return self.sizes["n_edges"]
+        return self.column("n_edges")
 
     @property
-    def n_free(self) -> NDArray[np.int32]:
+    def n_free(self) -> NDArray[np.integer]:
         """Atoms of each system that are not fixed."""
-        return self.sizes["n_free"]
+        return self.column("n_free")
 
     @property
-    def sids(self) -> NDArray[np.int64]:
+    def sids(self) -> NDArray[np.integer]:
         """Number of each system."""
-        return self.sizes["sid"]
+        return self.column("sid")
 
     @property
-    def fids(self) -> NDArray[np.int64]:
+    def fids(self) -> NDArray[np.integer]:
         """Number of each frame within its system."""
-        return self.sizes["fid"]
+        return self.column("fid")
 
 
 class InMemoryDataset(Dataset):
@@ -99,3 +112,11 @@ class Subset(Dataset):
     def sizes(self) -> SizeTable:
         """The rows of the whole data set's side table that belong here."""
         return self._dataset.sizes[self._indices]
+
+    def column(self, name: str) -> NDArray[np.integer]:
+        """The entries of one column that belong here."""
+        return self._dataset.column(name)[self._indices]
+
+    def origin(self, index: int) -> str:
+        """The file or folder that holds a system, and its number in the whole data set."""
+        return self._dataset.origin(int(self._indices[index]))

@@ -129,7 +129,7 @@ class TrainLoader:
         dataset = recipe.dataset
         _check_largest(dataset, max_edges)
         n_edges, n_free = np.ascontiguousarray(dataset.n_edges), np.ascontiguousarray(dataset.n_free)
-        self.plan = TrainPlan(n_edges, n_free, batch_size, seed, max_edges)
+        self.plan = TrainPlan(n_edges, n_free, batch_size, seed, max_edges, dataset.draws(seed))
         self._recipe, self._settings = recipe, settings
         self._rank, self._world_size = rank, world_size
 
@@ -272,6 +272,6 @@ def _use_one_thread(worker: int) -> None:
 
 def _check_largest(dataset: Dataset, max_edges: int | None) -> None:
     def name(index: int) -> str:
-        return f"{dataset.path}, record {index} (sid {dataset.sids[index]}, frame {dataset.fids[index]})"
+        return f"{dataset.origin(index)} (sid {dataset.sids[index]}, frame {dataset.fids[index]})"
 
     check_fits(dataset.n_edges, max_edges, name)

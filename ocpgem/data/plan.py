@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ocpgem.data.draws import Draws, permutation
 from ocpgem.errors import RequestError
 
 Ints = NDArray[np.integer]
@@ -40,7 +41,8 @@ class TrainPlan:
     """The steps of a training run over systems of known size.
 
     n_edges, n_free: per system; batch_size: systems per step over all processes; max_edges: what one process
-    can hold at once, beyond which a step is split into micro-batches. Raises RequestError for values that
+    can hold at once, beyond which a step is split into micro-batches; draws: how often systems are drawn in an
+    epoch, each once if None. Raises RequestError for values that
     cannot be used, among them a system that exceeds max_edges alone.
     """
 
@@ -49,6 +51,7 @@ class TrainPlan:
     batch_size: int
     seed: int
     max_edges: int | None = None
+    draws: Draws | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -60,12 +63,19 @@ class TrainPlan:
         check_fits(self.n_edges, self.max_edges)
 
     @property
+    def draws_per_epoch(self) -> int:
+        """Systems in one epoch, those that are drawn several times counted as often."""
+        return len(self.n_edges) if self.draws is None else self.draws.per_epoch
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Steps in one pass over all systems; the last may have fewer systems than the others."""
-        return -(-len(self.n_edges) // self.batch_size)
+        """Steps in one epoch; the last may have fewer systems than the others."""
+        return -(-self.draws_per_epoch // self.batch_size)
 
     def epoch_order(self, epoch: int) -> Ints:
-        """All systems in the order of this epoch."""
+        """The systems of this epoch in their order; all of them once, unless `draws` says otherwise."""
+        if self.draws is not None:
+            return self.draws.order(epoch)
         return epoch_order(len(self.n_edges), self.seed, epoch)
 
     def step(self, step: int, order: Ints, rank: int, world_size: int) -> StepPlan:
@@ -86,12 +96,8 @@ class TrainPlan:
 
 
 def epoch_order(n_systems: int, seed: int, epoch: int) -> Ints:
-    """A permutation of all systems that depends on seed and epoch only.
-
-    Sorting raw random bits keeps it the same in every numpy version; `Generator.permutation` need not.
-    """
-    bits = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(n_systems)
-    return np.argsort(bits, kind="stable")
+    """A permutation of all systems that depends on seed and epoch only."""
+    return permutation(n_systems, seed, epoch)
 
 
 def split_batch(

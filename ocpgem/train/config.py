@@ -7,15 +7,19 @@ from pydantic import Field, model_validator
 from ocpgem.config import Section
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.potential import Normalization
+from ocpgem.train.data_section import DataSetEntry, DataSetSection, SkipSection, as_section
 
 
 class DataSection(Section):
     """Which records are trained and validated on, and how they are batched."""
 
-    train: str = Field(description="data set to train on")
-    val: dict[str, str] = Field(
+    train: DataSetEntry | Annotated[list[DataSetEntry], Field(min_length=1)] = Field(
+        description="data set to train on, or several; each a path, or a section with its path and what is used of it"
+    )
+    val: dict[str, DataSetEntry] = Field(
         default_factory=dict, description="name -> data set; the first one picks the best model"
     )
+    skip: SkipSection = SkipSection()
     batch_size: int = Field(8, ge=1, description="systems per optimiser step, over all ranks")
     max_edges: int | None = Field(
         None, ge=1, description="edges (6 A, nearest 50) of a rank's largest micro-batch"
@@ -30,6 +34,29 @@ class DataSection(Section):
     workers: int = Field(
         1, ge=0, le=256, description="loader processes per rank; 0 loads in the training process"
     )
+
+    @property
+    def train_sets(self) -> list[DataSetSection]:
+        """The data sets to train on."""
+        entries = self.train if isinstance(self.train, list) else [self.train]
+        return [as_section(entry) for entry in entries]
+
+    @property
+    def val_sets(self) -> dict[str, DataSetSection]:
+        """The data sets to validate on, by name."""
+        return {name: as_section(entry) for name, entry in self.val.items()}
+
+    @property
+    def files(self) -> list[str]:
+        """Every path that this section names."""
+        return [path for entry in (*self.train_sets, *self.val_sets.values()) for path in entry.files]
+
+    @model_validator(mode="after")
+    def _weights_concern_training(self) -> "DataSection":
+        weighted = [name for name, entry in self.val_sets.items() if entry.weight != 1]
+        if weighted:
+            raise ValueError(f"val.{weighted[0]}.weight must be 1: validation scores every record once")
+        return self
 
 
 class ScaleFactorSection(Section):

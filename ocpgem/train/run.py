@@ -11,7 +11,6 @@ from rich.progress import Progress
 
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import Recipe, TrainLoader, WorkerSettings
-from ocpgem.data.open import open_dataset
 from ocpgem.errors import ConfigError, OcpgemError, RequestError
 from ocpgem.evaluate.predict import Effort
 from ocpgem.files import write_text
@@ -19,6 +18,7 @@ from ocpgem.models.potential import Normalization, Potential, n_parameters
 from ocpgem.parallel import group
 from ocpgem.parallel.device import choose_device
 from ocpgem.train.config import TrainConfig
+from ocpgem.train.datasets import describe_sets, open_training_set, open_validation_sets
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
 from ocpgem.train.logger import make_console
@@ -41,7 +41,7 @@ def train(config: TrainConfig, run_path: Path) -> TrainSummary:
     group.init_from_environment(device)
     console = make_console()
     torch.manual_seed(config.seed)
-    train_set, val_sets = _open_data(config)
+    train_set, val_sets = open_training_set(config.data), open_validation_sets(config.data)
     run = RunDirectory(run_path)
     _prepare_on_main(run, config, device)
     with run.discarded_on_failure():
@@ -65,6 +65,8 @@ def _assemble(
         highlight=False,
         soft_wrap=True,
     )
+    for line in describe_sets(config.data, train_set, config.seed):
+        console.print(line, highlight=False, soft_wrap=True)
     settings = WorkerSettings(workers=config.data.workers, pin_memory=device.type == "cuda")
     recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements, config.data.hide_elements)
     loader = TrainLoader(
@@ -146,7 +148,7 @@ def _fit(config: TrainConfig, train_set: Dataset, console: Console) -> dict[str,
 
 def fit_scales_of(config: TrainConfig, console: Console) -> list[FittedScale]:
     """Fit the scale factors of a configuration's model, without a run."""
-    train_set = open_dataset(config.data.train)
+    train_set = open_training_set(config.data)
     normalization = Normalization() if config.normalization == "fit" else config.normalization
     torch.manual_seed(config.seed)
     return fit_scales(config, train_set, Potential(config.model, normalization), console)
@@ -204,11 +206,6 @@ def apply_factors(potential: Potential, values: dict[str, float], origin: str) -
         )
     for name, scale in factors.items():
         scale.set(values[name])
-
-
-def _open_data(config: TrainConfig) -> tuple[Dataset, dict[str, Dataset]]:
-    train_set = open_dataset(config.data.train)
-    return train_set, {split: open_dataset(path) for split, path in config.data.val.items()}
 
 
 def _prepare_on_main(run: RunDirectory, config: TrainConfig, device: torch.device) -> None:

@@ -1,0 +1,57 @@
+"""From the data section of a configuration to data sets."""
+
+from ocpgem.data.dataset import Dataset, Subset
+from ocpgem.data.labels import Relabelled, read_system_references
+from ocpgem.data.mixture import Mixture
+from ocpgem.data.open import open_dataset
+from ocpgem.data.subset import Indices, first_records, random_records, records_of_file
+from ocpgem.train.config import DataSection
+from ocpgem.train.data_section import DataSetSection, SubsetSection
+
+
+def open_training_set(data: DataSection) -> Dataset:
+    """The data set to train on; several are joined, and drawn by their weights.
+
+    Raises RequestError or DataError for what is missing or cannot be used.
+    """
+    entries = data.train_sets
+    datasets = [open_entry(entry) for entry in entries]
+    weights = [entry.weight for entry in entries]
+    return datasets[0] if len(datasets) == 1 and weights == [1] else Mixture(datasets, weights)
+
+
+def open_validation_sets(data: DataSection) -> dict[str, Dataset]:
+    """The data sets to validate on, by name."""
+    return {name: open_entry(entry) for name, entry in data.val_sets.items()}
+
+
+def open_entry(entry: DataSetSection) -> Dataset:
+    """One data set as its entry describes it."""
+    dataset = open_dataset(entry.path)
+    if entry.subset is not None:
+        dataset = Subset(dataset, _chosen(entry.subset, dataset, entry.path))
+    if entry.energy == "relaxed" or entry.add_references is not None:
+        references = read_system_references(entry.add_references) if entry.add_references else None
+        dataset = Relabelled(dataset, entry.energy == "relaxed", references)
+    return dataset
+
+
+def _chosen(subset: SubsetSection, dataset: Dataset, where: str) -> Indices:
+    if subset.first is not None:
+        return first_records(len(dataset), subset.first, where)
+    if subset.fraction is not None:
+        return random_records(len(dataset), subset.fraction, subset.seed)
+    assert subset.indices is not None
+    return records_of_file(subset.indices, len(dataset), where)
+
+
+def describe_sets(data: DataSection, train_set: Dataset, seed: int) -> list[str]:
+    """One line for each of several training sets: its systems, its draws in an epoch and their share."""
+    draws = train_set.draws(seed)
+    if draws is None:
+        return []
+    return [
+        f"  {entry.path}: {count:,} systems, weight {entry.weight:g}, {n_draws:,} draws an epoch "
+        f"({n_draws / draws.per_epoch:.1%})"
+        for entry, count, n_draws in zip(data.train_sets, draws.counts, draws.of_sets, strict=True)
+    ]
