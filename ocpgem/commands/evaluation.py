@@ -124,8 +124,9 @@ def _named_data(args: argparse.Namespace) -> "dict[str, Dataset]":
             )
         from ocpgem.config import parse_config
         from ocpgem.train.config import TrainConfig
+        from ocpgem.train.datasets import open_validation_sets
 
-        named = parse_config(config_file.read_text(), TrainConfig, str(config_file)).data.val
+        return open_validation_sets(parse_config(config_file.read_text(), TrainConfig, str(config_file)).data)
     return {name: open_dataset(path) for name, path in named.items()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ class Dataset(ABC):
     def sizes(self) -> SizeTable:
         """The side table (ocpgem.data.sizes), one row per system."""
 
-    def column(self, name: str) -> NDArray[np.integer]:
+    def column(self, name: str) -> NDArray[Any]:
         """One column of the side table."""
         return self.sizes[name]
 
@@ -45,27 +46,27 @@ class Dataset(ABC):
         return f"{self.path}, record {index}"
 
     @property
-    def n_atoms(self) -> NDArray[np.integer]:
+    def n_atoms(self) -> NDArray[np.int32]:
         """Atoms of each system."""
         return self.column("n_atoms")
 
     @property
-    def n_edges(self) -> NDArray[np.integer]:
+    def n_edges(self) -> NDArray[np.int32]:
         """Directed edges of each system within 6 A, nearest 50 per atom."""
         return self.column("n_edges")
 
     @property
-    def n_free(self) -> NDArray[np.integer]:
+    def n_free(self) -> NDArray[np.int32]:
         """Atoms of each system that are not fixed."""
         return self.column("n_free")
 
     @property
-    def sids(self) -> NDArray[np.integer]:
+    def sids(self) -> NDArray[np.int64]:
         """Number of each system."""
         return self.column("sid")
 
     @property
-    def fids(self) -> NDArray[np.integer]:
+    def fids(self) -> NDArray[np.int64]:
         """Number of each frame within its system."""
         return self.column("fid")
 
@@ -113,7 +114,7 @@ class Subset(Dataset):
         """The rows of the whole data set's side table that belong here."""
         return self._dataset.sizes[self._indices]
 
-    def column(self, name: str) -> NDArray[np.integer]:
+    def column(self, name: str) -> NDArray[Any]:
         """The entries of one column that belong here."""
         return self._dataset.column(name)[self._indices]
 

@@ -113,7 +113,7 @@ class Relabelled(Dataset):
         """The side table of the data set itself."""
         return self._dataset.sizes
 
-    def column(self, name: str) -> NDArray[np.integer]:
+    def column(self, name: str) -> NDArray[Any]:
         """One column of the side table."""
         return self._dataset.column(name)
 

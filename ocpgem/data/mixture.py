@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ class Mixture(Dataset):
         """The side tables of all sets, joined."""
         return np.concatenate([dataset.sizes for dataset in self.datasets])
 
-    def column(self, name: str) -> NDArray[np.integer]:
+    def column(self, name: str) -> NDArray[Any]:
         """One column of the joined side table, without the others."""
         return np.concatenate([dataset.column(name) for dataset in self.datasets])
 
