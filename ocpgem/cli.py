@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from ocpgem import __version__
 from ocpgem.commands import data, evaluation, information, released, training
-from ocpgem.errors import OcpgemError, RequestError
+from ocpgem.errors import INTERRUPTED, OcpgemError, RequestError
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -29,7 +29,11 @@ def run() -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 the work failed, 2 the request was wrong."""
+    """Run one command; returns the exit code.
+
+    0 done, 1 the work failed, 2 the request was wrong, 75 stopped in good order by the system and to be started again,
+    130 stopped by the user.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parse(arguments)
     try:
@@ -45,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; keep Python from complaining again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,13 @@ Every message is one sentence that says what is wrong, where, and what to do; th
 a traceback.
 """
 
+REQUEUE = 75
+"""Exit code: the work stopped in good order before its end because the system asked for it (time limit, preemption);
+the same command goes on from there (EX_TEMPFAIL of sysexits.h)."""
+
+INTERRUPTED = 130
+"""Exit code: the user pressed Ctrl-C, as shells count it."""
+
 
 class OcpgemError(Exception):
     """The work failed for a reason outside the program (exit code 1)."""

@@ -2,10 +2,15 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ocpgem.commands.arguments import Subparsers, config_arguments, nproc_argument, require_parent
 from ocpgem.commands.output import make_console, print_metrics
 from ocpgem.errors import RequestError
+
+if TYPE_CHECKING:
+    from ocpgem.train.loop import TrainSummary
+    from ocpgem.train.signals import StopRequest
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -27,22 +32,41 @@ def add_commands(commands: Subparsers) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    from ocpgem.train.signals import StopRequest
+
+    stop = StopRequest()
+    with stop.listening():
+        return _train_until(stop, args)
+
+
+def _train_until(stop: "StopRequest", args: argparse.Namespace) -> int:
     from ocpgem.config import load_config
     from ocpgem.train.config import TrainConfig
 
     config = load_config(args.config, args.overrides, TrainConfig)
     from ocpgem.train.run import run_path, train
+    from ocpgem.train.signals import exit_code_of
 
     path = args.run_dir or run_path(args.config)
-    summary = train(config, path)
+    summary = train(config, path, stop)
     from ocpgem.parallel import group
 
     if group.is_main():
         print_metrics(summary.metrics, f"validation after step {summary.steps_done}")
-        state = "finished" if summary.finished else "stopped"
-        print(f"{state} after step {summary.steps_done} of {config.steps}; everything is in {path}")
+        print(_ending(summary, config.steps, path))
     group.shutdown()
-    return 0
+    return 0 if summary.stopped_by is None else exit_code_of(summary.stopped_by)
+
+
+def _ending(summary: "TrainSummary", steps: int, path: Path) -> str:
+    """What happened and what to do next."""
+    done = f"after step {summary.steps_done} of {steps}"
+    if summary.stopped_by is None:
+        return f"finished {done}; everything is in {path}"
+    return (
+        f"stopped {done} by {summary.stopped_by.name}; the state is saved in {summary.checkpoint}; "
+        "start the same command again to go on from there"
+    )
 
 
 def _fit_scales(args: argparse.Namespace) -> int:

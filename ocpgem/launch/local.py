@@ -14,22 +14,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from ocpgem.errors import RequestError
+from ocpgem.errors import INTERRUPTED, REQUEUE, RequestError
 
 MAIN_PROGRAM = Path(__file__).resolve().parents[2] / "main.py"
 _POLL_SECONDS = 0.05
 _REPEAT_SECONDS = (
     2.0  # `timeout` and some schedulers send a signal twice at once; only a later one is a second request
 )
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_STOPPED, _FAILED = 1, 2
 _TAIL_LINES = 30
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds the other ranks get after one failed: to end alone, then to follow SIGTERM before SIGKILL."""
+    """Seconds the other ranks get after one ended: to end alone, then to follow SIGTERM before SIGKILL."""
 
     to_end_alone: float = 5.0
+    """After one failed."""
+    to_stop_too: float = 60.0
+    """After one stopped in good order."""
     to_terminate: float = 10.0
 
 
@@ -62,7 +67,8 @@ class _Requests:
     """The signals that arrived and were not yet passed on."""
 
     pending: list[int] = field(default_factory=list)
-    first_at: float | None = None
+    passed_on: dict[int, float] = field(default_factory=dict)
+    """When each signal was passed on."""
 
     def arrived(self, number: int, _frame: object) -> None:
         self.pending.append(number)
@@ -75,9 +81,9 @@ def run_local(
 
     Each rank gets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT and its share of the cores in
     OMP_NUM_THREADS (a value already set is kept). Only rank 0 writes to the terminal; when another rank is
-    the first to fail, the end of its standard error is shown. SIGINT and SIGTERM are passed to every rank
-    once, and a second one, sent 2 s later or more, kills them. When a rank fails, the others are ended within
-    the time that `patience` grants. Ranks end with this process, even if it is killed.
+    the first to fail, the end of its standard error is shown. SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 are
+    passed to every rank once; SIGINT or SIGTERM again, 2 s later or more, kills them. When a rank ends, the
+    others are ended within the time that `patience` grants. Ranks end with this process, even if it is killed.
 
     program: the command in place of `python main.py`. Raises RequestError for `nproc` below 1.
     """
@@ -126,23 +132,25 @@ def _start(command: list[str], number: int, nproc: int, port: int) -> _Rank:
 
 def _watch(ranks: list[_Rank], requests: _Requests, patience: Patience) -> _Rank | None:
     """Wait for all ranks, passing signals on; end them when one fails. Returns the first to fail, if any."""
-    first_failed: _Rank | None = None
-    failed_at = 0.0
+    first: _Rank | None = None
+    ended_at = 0.0
     while any(each.code() is None for each in ranks):
         _pass_on(ranks, requests)
         now = time.monotonic()
-        if first_failed is None:
-            first_failed = _failed(ranks)
-            failed_at = now
-        elif now - failed_at > patience.to_end_alone:
-            killing = now - failed_at > patience.to_end_alone + patience.to_terminate
-            _stop(ranks, signal.SIGKILL if killing else signal.SIGTERM)
+        failed = _first_with(_FAILED, ranks)
+        if first is None or (failed is not None and _gravity(first.code()) < _FAILED):
+            first = failed or _first_with(_STOPPED, ranks)
+            ended_at = now
+        else:
+            late = now - ended_at - (patience.to_end_alone if failed else patience.to_stop_too)
+            if late > 0:
+                _stop(ranks, signal.SIGKILL if late > patience.to_terminate else signal.SIGTERM)
         time.sleep(_POLL_SECONDS)
-    return first_failed or _failed(ranks)
+    return first if first is not None and _gravity(first.code()) == _FAILED else _first_with(_FAILED, ranks)
 
 
-def _failed(ranks: list[_Rank]) -> _Rank | None:
-    return next((each for each in ranks if each.code()), None)
+def _first_with(gravity: int, ranks: list[_Rank]) -> _Rank | None:
+    return next((each for each in ranks if _gravity(each.code()) == gravity), None)
 
 
 def _stop(ranks: list[_Rank], number: signal.Signals) -> None:
@@ -153,22 +161,31 @@ def _stop(ranks: list[_Rank], number: signal.Signals) -> None:
 
 
 def _pass_on(ranks: list[_Rank], requests: _Requests) -> None:
+    """Pass each signal on once; the same SIGINT or SIGTERM again means that somebody has lost patience."""
     while requests.pending:
         number = requests.pending.pop(0)
         now = time.monotonic()
-        if requests.first_at is None:
-            requests.first_at = now
+        if number not in requests.passed_on:
+            requests.passed_on[number] = now
             for each in ranks:
                 each.send(number)
-        elif now - requests.first_at > _REPEAT_SECONDS:
+        elif number in (signal.SIGINT, signal.SIGTERM) and now - requests.passed_on[number] > _REPEAT_SECONDS:
             for each in ranks:
                 each.send(signal.SIGKILL, to_children=True)
 
 
 def _worst_code(ranks: list[_Rank]) -> int:
-    """The largest exit code; those of ranks that we ended count only where no rank failed by itself."""
-    own = max((each.code() or 0 for each in ranks if not each.stopped_by_us), default=0)
-    return own or max(each.code() or 0 for each in ranks)
+    """The gravest exit code; those of ranks that we ended count only where no rank failed by itself."""
+    own = [each.code() or 0 for each in ranks if not each.stopped_by_us]
+    every = [each.code() or 0 for each in ranks]
+    return max(own if any(own) else every, key=lambda code: (_gravity(code), code))
+
+
+def _gravity(code: int | None) -> int:
+    """A failure outweighs an orderly stop, and that an end without anything to say."""
+    if not code:
+        return 0
+    return _STOPPED if code in (REQUEUE, INTERRUPTED) else _FAILED
 
 
 def _show_errors(failed: _Rank, main: _Rank) -> None:
@@ -199,7 +216,7 @@ def _reserved_port() -> Iterator[int]:
 @contextmanager
 def _catch_signals() -> Iterator[_Requests]:
     requests = _Requests()
-    before = {number: signal.signal(number, requests.arrived) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, requests.arrived) for number in _SIGNALS}
     try:
         yield requests
     finally:

@@ -4,14 +4,12 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +31,7 @@ from ocpgem.train.logger import MetricLogger, TrainingProgress
 from ocpgem.train.loss import GlobalCounts, loss_share, require_labels
 from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.schedule import learning_rate
+from ocpgem.train.signals import StopRequest
 from ocpgem.train.state import Checkpoints, TrainState
 
 log = logging.getLogger("ocpgem")
@@ -43,8 +42,10 @@ class TrainSummary:
     """How a call of the training loop ended."""
 
     steps_done: int
-    finished: bool
-    """False when a signal ended it early."""
+    stopped_by: signal.Signals | None = None
+    """The signal that ended it early, if any."""
+    checkpoint: Path | None = None
+    """Where the state after the last step is."""
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     """The last validation, by split."""
 
@@ -63,35 +64,7 @@ class RunParts:
     run: RunDirectory
     console: Console
     device: torch.device
-
-
-class StopRequest:
-    """Remembers that SIGINT or SIGTERM arrived; the loop looks at step boundaries, where all ranks can agree."""
-
-    def __init__(self) -> None:
-        self.arrived = False
-        self._speaks = group.is_main()
-        self._process = os.getpid()
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        previous = {
-            number: signal.signal(number, self._remember) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                # The same request may arrive twice, from the terminal and from the launcher; the second must not break
-                # what is left to do after the first.
-                signal.signal(number, signal.SIG_IGN if self.arrived else handler)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        if (
-            not self.arrived and self._speaks and os.getpid() == self._process
-        ):  # loader workers inherit the handler
-            os.write(sys.stderr.fileno(), b"\nstopping after this step; a checkpoint will be written\n")
-        self.arrived = True
+    stop: StopRequest
 
 
 class TrainingLoop:
@@ -102,22 +75,24 @@ class TrainingLoop:
         self._config = parts.config
         self._checkpoints = Checkpoints(parts.run.checkpoints, parts.config.checkpoint.keep)
         self._state = TrainState(world_size=group.world_size())
-        self._stop = StopRequest()
+        self._stopped_by: signal.Signals | None = None
+        self._checkpoint: Path | None = None
         self._metrics: dict[str, dict[str, float]] = {}
         self._saved_step = -1
 
     def run(self) -> TrainSummary:
         """Train; every rank calls it and returns the same summary.
 
-        SIGINT and SIGTERM end it after the current step with a checkpoint. Raises TrainingError when the loss is not
-        finite.
+        SIGINT, SIGTERM, SIGUSR1 and SIGUSR2, to any rank, end it after the current step with a checkpoint. Raises
+        TrainingError when the loss is not finite.
         """
         parts, config = self._parts, self._config
         self._resume()
         self._logger = MetricLogger(parts.run, self._state.step) if group.is_main() else None
         self._progress = TrainingProgress(config.steps, self._state.step, parts.console)
         self._clock = time.monotonic() - self._state.seconds
-        with self._stop.listening(), self._progress.shown():
+        parts.stop.wait_for_steps()
+        with self._progress.shown():
             try:
                 self._train()
             except OcpgemError as error:
@@ -127,14 +102,14 @@ class TrainingLoop:
             finally:
                 if self._logger is not None:
                     self._logger.close()
-        return TrainSummary(self._state.step, self._state.step >= config.steps, self._metrics)
+        return TrainSummary(self._state.step, self._stopped_by, self._checkpoint, self._metrics)
 
     def _resume(self) -> None:
         latest = self._checkpoints.latest()
         if latest is None:
             return
         self._state = self._checkpoints.load(latest, self._parts.engine, self._parts.ema)
-        self._saved_step = self._state.step
+        self._saved_step, self._checkpoint = self._state.step, latest
         text = f"resuming from {latest} (step {self._state.step})"
         log.info(text)
         self._parts.console.print(text, highlight=False, soft_wrap=True)
@@ -161,10 +136,6 @@ class TrainingLoop:
                         self._save()
         if self._saved_step != state.step:
             self._save()
-        if state.step < config.steps:
-            self._progress.message(
-                f"stopped after step {state.step}; start the same command again to go on from there"
-            )
 
     def _step(self, step_batch: StepBatch) -> tuple[torch.Tensor, float | None]:
         """One optimiser step; returns this rank's share of the loss and the gradient norm."""
@@ -223,11 +194,12 @@ class TrainingLoop:
                 require_labels(batch, forces=self._config.loss.forces > 0)
         except OcpgemError as caught:
             error = caught
-        wants = group.all_reduce_max(torch.tensor([float(self._stop.arrived), float(error is not None)]))
-        stop, failed = wants.tolist()
+        stop = self._parts.stop
+        largest, failed = group.all_reduce_max(torch.tensor([stop.number(), int(error is not None)])).tolist()
         if failed:
             group.raise_together(error)
-        return None if stop else step_batch
+        self._stopped_by = stop.agreed(largest)
+        return step_batch if self._stopped_by is None else None
 
     def _report(self, window: "_Window", epoch: float) -> None:
         config, state = self._config, self._state
@@ -283,7 +255,7 @@ class TrainingLoop:
     def _save(self) -> None:
         self._state.seconds = time.monotonic() - self._clock
         folder = self._checkpoints.save(self._state, self._parts.engine, self._parts.ema)
-        self._saved_step = self._state.step
+        self._saved_step, self._checkpoint = self._state.step, folder
         log.info("saved %s", folder)
 
 

@@ -26,17 +26,24 @@ from ocpgem.train.loop import RunParts, TrainingLoop, TrainSummary
 from ocpgem.train.normalize import elements_of, fit_normalization
 from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors, scale_factors
+from ocpgem.train.signals import StopRequest
 from ocpgem.train.state import Checkpoints
 
 log = logging.getLogger("ocpgem")
 _FITTING_BATCH = 16
 
 
-def train(config: TrainConfig, run_path: Path) -> TrainSummary:
+def train(config: TrainConfig, run_path: Path, stop: StopRequest | None = None) -> TrainSummary:
     """Train in `run_path`, going on from its latest checkpoint if it has one. Every rank calls it.
 
     Raises RequestError or ConfigError before anything is computed for a request that cannot work.
+
+    stop: receives the signals that end the run early; made here where the caller has none.
     """
+    if stop is None:
+        stop = StopRequest()
+        with stop.listening():
+            return train(config, run_path, stop)
     device = choose_device()
     group.init_from_environment(device)
     console = make_console()
@@ -45,7 +52,7 @@ def train(config: TrainConfig, run_path: Path) -> TrainSummary:
     run = RunDirectory(run_path)
     _prepare_on_main(run, config, device)
     with run.discarded_on_failure():
-        parts = _assemble(config, run, train_set, val_sets, device, console)
+        parts = _assemble(config, run, train_set, val_sets, device, console, stop)
     return TrainingLoop(parts).run()
 
 
@@ -56,6 +63,7 @@ def _assemble(
     val_sets: dict[str, Dataset],
     device: torch.device,
     console: Console,
+    stop: StopRequest,
 ) -> RunParts:
     """Everything the loop works with."""
     potential = prepare_potential(config, train_set, run, console)
@@ -95,6 +103,7 @@ def _assemble(
         run=run,
         console=console,
         device=device,
+        stop=stop,
     )
 
 

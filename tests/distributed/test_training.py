@@ -14,6 +14,7 @@ import torch
 
 from ocpgem.checkpoint import load_potential
 from ocpgem.data.open import open_dataset
+from ocpgem.errors import INTERRUPTED
 from ocpgem.evaluate.predict import Effort, evaluate
 from ocpgem.launch.local import run_local
 from tests.tiny_runs import (
@@ -155,11 +156,14 @@ def test_an_interrupted_run_goes_on_to_the_weights_of_an_uninterrupted_one(
     own = write_settings(tmp_path / "config.yml", {"includes": str(config), "data": {"workers": workers}})
     words: list[object] = ["train", own, "--run-dir", run, "--nproc", nproc]
     stopped = interrupt(words, run)
-    assert stopped.returncode == 0
+    assert stopped.returncode == INTERRUPTED
     assert stopped.stderr == "\nstopping after this step; a checkpoint will be written\n"
     step = int((run / "checkpoints" / "latest").read_text())
     assert 1 <= step < N_STEPS
-    assert f"stopped after step {step}" in stopped.stdout
+    assert stopped.stdout.splitlines()[-1] == (
+        f"stopped after step {step} of {N_STEPS} by SIGINT; the state is saved in {run}/checkpoints/{step}; "
+        "start the same command again to go on from there"
+    )
     assert not [name for name in listing(run) if "partial" in name]
     load_potential(run)  # what it left can be used
 
