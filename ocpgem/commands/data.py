@@ -1,4 +1,4 @@
-"""Commands on data sets: `data convert | split | merge | inspect`."""
+"""Commands on data sets: `data convert | split | merge | shard | inspect`."""
 
 import argparse
 from pathlib import Path
@@ -34,7 +34,7 @@ def add_commands(commands: Subparsers) -> None:
     processes_argument(split)
     split.set_defaults(command=_split)
 
-    merge = data.add_parser("merge", help="join data sets in order, or write one in other shards")
+    merge = data.add_parser("merge", help="join data sets in order")
     merge.add_argument("datasets", type=Path, nargs="+", metavar="DATASET")
     merge.add_argument("--out", type=Path, required=True, help="folder of the new data set")
     merge.add_argument("--shards", type=positive, help="number of shards (default: 50,000 records in each)")
@@ -43,6 +43,15 @@ def add_commands(commands: Subparsers) -> None:
     )
     processes_argument(merge)
     merge.set_defaults(command=_merge)
+
+    shard = data.add_parser("shard", help="write a data set in another number of shards")
+    shard.add_argument("dataset", type=Path, metavar="DATASET")
+    shard.add_argument("--out", type=Path, required=True, help="folder of the new data set")
+    shard.add_argument(
+        "--shards", type=positive, metavar="N", help="how many (default: 50,000 records in each)"
+    )
+    processes_argument(shard)
+    shard.set_defaults(command=_shard)
 
     inspect = data.add_parser("inspect", help="what a data set holds")
     inspect.add_argument("path", type=Path, metavar="PATH")
@@ -86,7 +95,8 @@ def _add_convert(data: Subparsers) -> None:
         "--require",
         choices=["forces", "energy", "nothing"],
         default="forces",
-        help="leave out records without energy and forces, or without energy, or none (default: forces)",
+        help="leave out records without energy and forces, or without energy (IS2RE), or none (test sets) (default: "
+        "forces)",
     )
     other.add_argument(
         "--max-force",
@@ -102,7 +112,9 @@ def _add_convert(data: Subparsers) -> None:
     )
     other.add_argument("--renumber", action="store_true", help="number systems anew although the files do")
     other.add_argument(
-        "--skip-unreadable", action="store_true", help="leave out what cannot be read of a file and go on"
+        "--skip-unreadable",
+        action="store_true",
+        help="leave out records that are damaged or refused, and the rest of a file that cannot be read on",
     )
     convert.set_defaults(command=_convert)
 
@@ -151,6 +163,13 @@ def _merge(args: argparse.Namespace) -> int:
     from ocpgem.data.merge import merge_datasets
 
     print(merge_datasets(args.datasets, args.out, args.shards, args.renumber, args.workers))
+    return 0
+
+
+def _shard(args: argparse.Namespace) -> int:
+    from ocpgem.data.merge import merge_datasets
+
+    print(merge_datasets([args.dataset], args.out, args.shards, workers=args.workers).summary)
     return 0
 
 

@@ -29,15 +29,28 @@ from ocpgem.data.folder import (
 )
 from ocpgem.data.lmdb_store import SIZES_FILE, LmdbDataset, ShardWriter, shard_name, write_atomically
 from ocpgem.data.numbering import ROWS, number_records
-from ocpgem.data.screening import Limits, TagRule, Tally, edges_or_fault
+from ocpgem.data.screening import MISSING_ENERGY, MISSING_FORCES, Limits, TagRule, Tally, edges_or_fault
 from ocpgem.data.selection import Selection, write_selection
-from ocpgem.data.sources import Frame, Piece, Unfit, energy_unit, find_files, pieces_of, read_frames
+from ocpgem.data.sources import (
+    Frame,
+    Piece,
+    Unfit,
+    Unreadable,
+    energy_unit,
+    find_files,
+    pieces_of,
+    read_frames,
+)
 from ocpgem.data.units import EnergyUnit, parse_unit
 from ocpgem.data.workers import Counter, available_cores, check_workers, run_jobs
 from ocpgem.errors import DataError, OcpgemError
 
 PARTS = ".parts"
 MOST_PARTS = 128
+_HINTS = {
+    MISSING_FORCES: "  (--require energy keeps records without forces, such as those of IS2RE)",
+    MISSING_ENERGY: "  (--require nothing keeps records without labels, such as those of test sets)",
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,8 @@ class Options:
         tags: a rule as `TagRule.parse` reads it.
         limits: what a record must have.
         renumber: number systems and frames anew although the files number them.
-        skip_unreadable: leave out what cannot be read of a file instead of stopping.
+        skip_unreadable: leave out records that cannot be read, and the rest of a file that cannot be read on,
+            instead of stopping.
     """
 
     units: str | None = None
@@ -92,6 +106,7 @@ class Report:
         """The report for people."""
         if self.left_out.total:
             lines = [f"left out: {self.left_out.total} of {self.n_read} records", *self.left_out.lines()]
+            lines += [hint for reason, hint in _HINTS.items() if reason in self.left_out.entries]
         else:
             lines = [f"left out: none of {self.n_read} records"]
         if self.files.total:
@@ -239,10 +254,17 @@ def _read_part(job: _Job, done: Counter) -> None:
 
 
 def _frames(piece: Piece, report: Report, skip_unreadable: bool) -> Iterator[Frame | Unfit]:
-    """The frames of a piece; what is wrong with the file as a whole goes into the report."""
+    """The frames of a piece that can be read; the others, and what is wrong with the file, go into the report."""
     before = report.n_read
     try:
-        yield from read_frames(piece)
+        for frame in read_frames(piece):
+            if not isinstance(frame, Unreadable):
+                yield frame
+                continue
+            if not skip_unreadable:
+                raise DataError(frame.error)
+            report.n_read += 1
+            report.left_out.add("damaged or refused", frame.error)
     except DataError as error:
         if not skip_unreadable:
             raise DataError(f"{error}; --skip-unreadable leaves out what cannot be read") from None

@@ -121,11 +121,15 @@ def count_released(path: Path) -> int:
     return len(_Shard(path))
 
 
-def read_released(path: Path, first: int, last: int | None) -> Iterator[tuple[Fields, str]]:
-    """Fields and name of the records `first` to `last - 1`; raises DataError where one is refused."""
+def read_released(path: Path, first: int, last: int | None) -> Iterator[tuple[Fields | DataError, str]]:
+    """Fields and name of the records `first` to `last - 1`; of a refused or damaged one, the error instead."""
     shard = _Shard(path)
     for place in range(first, len(shard) if last is None else last):
-        yield shard.fields(place), shard.where(place)
+        try:
+            fields: Fields | DataError = shard.fields(place)
+        except DataError as error:
+            fields = error
+        yield fields, shard.where(place)
 
 
 def read_pickled_list(path: Path) -> list[tuple[Fields, str]]:

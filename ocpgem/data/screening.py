@@ -13,6 +13,7 @@ from ocpgem.data.system import MAX_ATOMIC_NUMBER, System, degenerate_cells
 from ocpgem.errors import DataError, RequestError
 
 ADSORBATES = ("C", "H", "N", "O")
+MISSING_ENERGY, MISSING_FORCES = "no energy", "no forces"
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,9 @@ class Tally:
 
 def _missing_label(system: System, require: str) -> str | None:
     if require != "nothing" and system.energy is None:
-        return "no energy"
+        return MISSING_ENERGY
     if require == "forces" and system.forces is None:
-        return "no forces"
+        return MISSING_FORCES
     return None
 
 

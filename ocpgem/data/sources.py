@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,14 @@ class Unfit:
 
     record: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A record that is damaged or refused, while those after it can be read; `error` names it."""
+
+    record: int
+    error: str
 
 
 @dataclass(frozen=True)
@@ -153,7 +162,7 @@ def pieces_of(file: int, path: Path, unit_in_ev: float) -> list[Piece]:
     return [Piece(file, path, unit_in_ev, a, min(a + FRAMES_PER_PIECE, n_frames)) for a in starts]
 
 
-def read_frames(piece: Piece) -> Iterator[Frame | Unfit]:
+def read_frames(piece: Piece) -> Iterator[Frame | Unfit | Unreadable]:
     """The frames of a piece; raises DataError, naming the file, where it cannot be read on."""
     if piece.path.suffix == ".npz":
         return _molecule_frames(piece)
@@ -217,13 +226,17 @@ def _ase_frames(piece: Piece) -> Iterator[Frame | Unfit]:
         yield Frame(record, system, sid, fid, remarks + _boxed(system))
 
 
-def _released_frames(piece: Piece) -> Iterator[Frame | Unfit]:
+def _released_frames(piece: Piece) -> Iterator[Frame | Unfit | Unreadable]:
     """Records without a frame number, as those of IS2RE are, are frame 0 of their system."""
+    records: Iterable[tuple[dict[str, Any] | DataError, str]]
     if piece.path.suffix == ".lmdb":
         records = read_released(piece.path, piece.first, piece.last)
     else:
-        records = iter(read_pickled_list(piece.path))
+        records = read_pickled_list(piece.path)
     for record, (fields, where) in enumerate(records, piece.first):
+        if isinstance(fields, DataError):
+            yield Unreadable(record, str(fields))
+            continue
         try:
             system = system_of(fields, where)
         except DataError:

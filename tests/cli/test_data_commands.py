@@ -64,6 +64,16 @@ def test_convert_and_inspect_tell_what_was_made(archive, tmp_path, capsys):
     assert "3 of 1 systems" in capsys.readouterr().out
 
 
+def test_shard_writes_the_same_records_into_another_number_of_files(archive, tmp_path, capsys):
+    made, other = tmp_path / "made", tmp_path / "other"
+    assert run("data", "convert", archive(), "--out", made, "--workers", "1") == 0
+    assert run("data", "shard", made, "--out", other, "--shards", "3", "--workers", "1") == 0
+    assert "6 frames of 2 systems in 3 shards" in capsys.readouterr().out
+    assert sorted(path.name for path in other.glob("*.lmdb")) == [f"data.000{i}.lmdb" for i in range(3)]
+    pairs = zip(open_dataset(made), open_dataset(other), strict=True)
+    assert all((one.sid, one.fid, one.energy) == (two.sid, two.fid, two.energy) for one, two in pairs)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -84,6 +94,7 @@ def test_convert_and_inspect_tell_what_was_made(archive, tmp_path, capsys):
         (("split", "raw", "--out", "x", "--parts", "a"), 2, "write NAME=SHARE or NAME=NUMBER"),
         (("merge", "nowhere", "--out", "x"), 2, "nowhere does not exist"),
         (("merge", "nowhere", "--out", "x", "--shards", "0"), 2, "argument --shards"),
+        (("shard", "nowhere", "--out", "x"), 2, "nowhere does not exist"),
         (("inspect", "water.extxyz", "--check"), 2, "convert it first"),
         (("convert", "raw", "--out", "x", "--chunks", "9"), 2, "has no chunk 9"),
         (("convert", "raw", "--out", "x", "--chunks", "one"), 2, "chunks 'one' cannot be read"),

@@ -521,6 +521,37 @@ def test_a_hostile_record_stops_the_conversion_and_leaves_nothing(folder, tmp_pa
     assert not list((tmp_path / "own").glob("*.lmdb"))
 
 
+def test_a_refused_record_can_be_skipped_and_those_after_it_are_kept(tmp_path, systems):
+    witness = tmp_path / "witness"
+    records = [record_of(s2ef_fields(system)) for system in systems]
+    records[1] = record_of(s2ef_fields(systems[1]) | {"note": hostile(witness)["os.system"]})
+    records[4] = records[4][:-30]
+    source = write_lmdb(tmp_path / "x.lmdb", records)
+    with pytest.raises(DataError, match=r"record 1 is refused.*; --skip-unreadable leaves out"):
+        convert_files([source], tmp_path / "own", workers=1)
+    done = convert_files([source], tmp_path / "own", Options(skip_unreadable=True), workers=1)
+    assert sids(LmdbDataset(tmp_path / "own")) == [
+        system.sid for i, system in enumerate(systems) if i not in (1, 4)
+    ]
+    assert done.report.left_out.entries["damaged or refused"][0] == 2
+    assert "x.lmdb, record 1 is refused" in str(done)
+    assert not witness.exists()
+
+
+def test_a_conversion_without_labels_says_which_option_keeps_them(tmp_path, systems):
+    is2re = write_lmdb(tmp_path / "is2re.lmdb", [record_of(is2re_fields(system)) for system in systems])
+    with pytest.raises(
+        DataError, match=r"nothing can be converted;.*--require energy keeps records without forces"
+    ):
+        convert_files([is2re], tmp_path / "own", workers=1)
+    fields = s2ef_fields(systems[0])
+    bare = write_lmdb(
+        tmp_path / "test.lmdb", [record_of({k: v for k, v in fields.items() if k not in ("y", "force")})]
+    )
+    with pytest.raises(DataError, match=r"--require nothing keeps records without labels"):
+        convert_files([bare], tmp_path / "own", workers=1)
+
+
 def test_a_record_without_positions_is_left_out_and_counted(tmp_path, systems):
     records = [
         record_of(s2ef_fields(system) | ({"pos": None} if system.sid == 2 else {})) for system in systems
