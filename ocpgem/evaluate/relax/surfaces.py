@@ -1,0 +1,140 @@
+"""Where the energies and forces of a relaxation come from: one interface, a GemNet or any ASE calculator behind it."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ocpgem.data.batch import collate
+from ocpgem.data.system import System
+from ocpgem.errors import DataError
+from ocpgem.graph.skin import DEFAULT_SKIN, SkinList
+from ocpgem.graph.topology import SystemEdges, concat, select_edges
+from ocpgem.models.potential import Potential
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+
+@dataclass(eq=False)
+class Member:
+    """A system on its way through a relaxation.
+
+    index: its number in the data set; cost: what it adds to a batch, in edges; cache: whatever the surface wants to
+    keep for it from one step to the next.
+    """
+
+    index: int
+    system: System
+    cost: int = 0
+    cache: Any = None
+
+
+class BrokenSystemError(DataError):
+    """One system of a batch cannot be computed; the others can."""
+
+    def __init__(self, place: int, reason: str) -> None:
+        """place: its position in the batch."""
+        super().__init__(reason)
+        self.place = place
+
+
+class Surface(Protocol):
+    """Energies and forces of a batch of systems at given positions."""
+
+    device: torch.device
+    """Where positions are taken and forces returned."""
+
+    def __call__(self, members: Sequence[Member], pos: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies [B] in eV and forces [N, 3] in eV/A, both float64, of all atoms at pos [N, 3] in A, float64.
+
+        Raises BrokenSystemError where a system has no energy.
+        """
+
+
+class PotentialSurface:
+    """A potential, computed in one batch where its parameters are.
+
+    Neighbours are searched on the CPU, mostly by a list with a skin (A), at the positions as the model sees them
+    (rounded to its precision).
+    """
+
+    def __init__(self, potential: Potential, skin: float = DEFAULT_SKIN) -> None:
+        self._potential = potential.eval()
+        self._skin = skin
+        self._spec = potential.graph_spec
+        self._members: list[Member] = []
+        self._batch: Batch
+        weight = next(potential.parameters())
+        self.device, self._dtype = weight.device, weight.dtype
+
+    def __call__(self, members: Sequence[Member], pos: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Surface`; raises DataError for a potential without forces."""
+        if len(members) != len(self._members) or any(
+            one is not other for one, other in zip(members, self._members, strict=True)
+        ):
+            bare = [_without_labels(member.system) for member in members]
+            self._batch = collate(bare, self._potential.config.n_elements).to(self.device)
+            self._members = list(members)
+        seen = pos.to(self._dtype)
+        topology = concat(self._edges(members, seen)).to(self.device, non_blocking=True)
+        self._batch.pos = seen
+        with torch.no_grad():  # gradient forces switch recording on inside forward
+            predictions = self._potential(self._batch, topology)
+        if predictions.forces is None:
+            raise DataError("this model predicts energies only; a relaxation needs a model with forces")
+        return predictions.energy.double(), predictions.forces.detach().double()
+
+    def _edges(self, members: Sequence[Member], pos: Tensor) -> list[SystemEdges]:
+        positions = pos.cpu().numpy().astype(np.float64)
+        edges, first = [], 0
+        for place, member in enumerate(members):
+            system = member.system
+            mine = positions[first : first + system.n_atoms]
+            first += system.n_atoms
+            if not isinstance(member.cache, SkinList):
+                member.cache = SkinList(self._spec.parent.cutoff, self._skin)
+            try:
+                found = member.cache.neighbors(mine, system.cell, system.pbc)
+                edges.append(select_edges(found, system.n_atoms, self._spec, system.tags))
+            except DataError as error:
+                raise BrokenSystemError(place, f"{system.where}: {error}") from None
+        return edges
+
+
+def _without_labels(system: System) -> System:
+    """The structure alone: a batch is refused if only some of its systems have labels."""
+    return dataclasses.replace(system, energy=None, forces=None, energy_relaxed=None, pos_relaxed=None)
+
+
+class AseSurface:
+    """An ASE calculator for each system, one after another on the CPU: EMT, DFT, or another potential.
+
+    make: called once for every system, as `EMT`.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __call__(self, members: Sequence[Member], pos: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Surface`."""
+        energies, forces, first = [], [], 0
+        for place, member in enumerate(members):
+            if member.cache is None:
+                member.cache = member.system.to_atoms()
+                member.cache.calc = self._make()
+            atoms = member.cache
+            atoms.positions = pos[first : first + len(atoms)].numpy()
+            first += len(atoms)
+            try:
+                energies.append(float(atoms.get_potential_energy()))
+                forces.append(atoms.get_forces(apply_constraint=False))
+            except (ArithmeticError, ValueError, np.linalg.LinAlgError) as error:
+                raise BrokenSystemError(place, f"{member.system.where}: {error}") from error
+        return torch.tensor(energies, dtype=torch.float64), torch.from_numpy(np.concatenate(forces))
