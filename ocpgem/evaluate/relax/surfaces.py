@@ -1,6 +1,7 @@
 """Where the energies and forces of a relaxation come from: one interface, a GemNet or any ASE calculator behind it."""
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from ocpgem.data.batch import collate
 from ocpgem.data.system import System
-from ocpgem.errors import DataError
+from ocpgem.errors import DataError, RequestError
+from ocpgem.evaluate.open_model import Model, apply, device_of, graphs_of, heaviest_element
 from ocpgem.graph.skin import DEFAULT_SKIN, SkinList
 from ocpgem.graph.topology import SystemEdges, concat, select_edges
-from ocpgem.models.potential import Potential
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -57,50 +58,53 @@ class Surface(Protocol):
 
 
 class PotentialSurface:
-    """A potential, computed in one batch where its parameters are.
+    """A potential (or an ensemble), computed in one batch where its parameters are.
 
     Neighbours are searched on the CPU, mostly by a list with a skin (A), at the positions as the model sees them
     (rounded to its precision).
     """
 
-    def __init__(self, potential: Potential, skin: float = DEFAULT_SKIN) -> None:
-        self._potential = potential.eval()
+    def __init__(self, model: Model, skin: float = DEFAULT_SKIN) -> None:
+        self._model = model.eval()
         self._skin = skin
-        self._spec = potential.graph_spec
+        self._specs = graphs_of(model)
         self._members: list[Member] = []
         self._batch: Batch
-        weight = next(potential.parameters())
-        self.device, self._dtype = weight.device, weight.dtype
+        self.device, self._dtype = device_of(model), next(model.parameters()).dtype
 
     def __call__(self, members: Sequence[Member], pos: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Surface`; raises DataError for a potential without forces."""
-        if len(members) != len(self._members) or any(
-            one is not other for one, other in zip(members, self._members, strict=True)
-        ):
+        """As `Surface`; raises RequestError for a model without forces."""
+        if len(members) != len(self._members) or any(map(operator.is_not, members, self._members)):
             bare = [_without_labels(member.system) for member in members]
-            self._batch = collate(bare, self._potential.config.n_elements).to(self.device)
+            self._batch = collate(bare, heaviest_element(self._model)).to(self.device)
             self._members = list(members)
         seen = pos.to(self._dtype)
-        topology = concat(self._edges(members, seen)).to(self.device, non_blocking=True)
+        edges = self._edges(members, seen)  # of each system, for each graph
+        topologies = [concat(each).to(self.device, non_blocking=True) for each in zip(*edges, strict=True)]
         self._batch.pos = seen
-        with torch.no_grad():  # gradient forces switch recording on inside forward
-            predictions = self._potential(self._batch, topology)
+        predictions = apply(self._model, self._batch, topologies)
         if predictions.forces is None:
-            raise DataError("this model predicts energies only; a relaxation needs a model with forces")
+            raise RequestError("this model predicts energies only; a relaxation needs a model with forces")
         return predictions.energy.double(), predictions.forces.detach().double()
 
-    def _edges(self, members: Sequence[Member], pos: Tensor) -> list[SystemEdges]:
+    def _edges(self, members: Sequence[Member], pos: Tensor) -> list[list[SystemEdges]]:
         positions = pos.cpu().numpy().astype(np.float64)
         edges, first = [], 0
         for place, member in enumerate(members):
             system = member.system
             mine = positions[first : first + system.n_atoms]
             first += system.n_atoms
-            if not isinstance(member.cache, SkinList):
-                member.cache = SkinList(self._spec.parent.cutoff, self._skin)
+            if member.cache is None:
+                member.cache = [SkinList(spec.parent.cutoff, self._skin) for spec in self._specs]
             try:
-                found = member.cache.neighbors(mine, system.cell, system.pbc)
-                edges.append(select_edges(found, system.n_atoms, self._spec, system.tags))
+                edges.append(
+                    [
+                        select_edges(
+                            skin.neighbors(mine, system.cell, system.pbc), len(mine), spec, system.tags
+                        )
+                        for skin, spec in zip(member.cache, self._specs, strict=True)
+                    ]
+                )
             except DataError as error:
                 raise BrokenSystemError(place, f"{system.where}: {error}") from None
         return edges
