@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ class Dataset(ABC):
     def origin(self, index: int) -> str:
         """The file or folder that holds a system, and its number there, for messages."""
         return f"{self.path}, record {index}"
+
+    def rows(self, indices: NDArray[np.integer]) -> SizeTable:
+        """The rows of the side table of some systems."""
+        return self.sizes[indices]
+
+    def rows_in_order(self, at_once: int = 1 << 20) -> Iterator[tuple[int, SizeTable]]:
+        """The whole side table, some rows at a time, each time with the number of the first of them."""
+        for first in range(0, len(self), at_once):
+            yield first, self.rows(np.arange(first, min(first + at_once, len(self))))
 
     @property
     def n_atoms(self) -> NDArray[np.int32]:
@@ -121,3 +131,7 @@ class Subset(Dataset):
     def origin(self, index: int) -> str:
         """The file or folder that holds a system, and its number in the whole data set."""
         return self._dataset.origin(int(self._indices[index]))
+
+    def rows(self, indices: NDArray[np.integer]) -> SizeTable:
+        """The rows of the side table of some systems."""
+        return self._dataset.rows(self._indices[indices])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ocpgem.data.permutation import permuted
 from ocpgem.errors import RequestError
 
 Ints = NDArray[np.integer]
@@ -29,6 +30,10 @@ class Draws:
     seed: int
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise RequestError(f"the seed is {self.seed}; it must not be negative")
+        if not sum(self.counts):
+            raise RequestError("there are no systems to train on")
         if not all(0 < weight < float("inf") for weight in self.weights):
             raise RequestError(f"the weights are {list(self.weights)}; each must be above 0")
 
@@ -45,31 +50,34 @@ class Draws:
 
     def order(self, epoch: int) -> Ints:
         """The systems of an epoch, in the order in which they are drawn."""
+        return self.take(epoch, 0, self.per_epoch)
+
+    def take(self, epoch: int, start: int, stop: int) -> Ints:
+        """The systems at the places `start` to `stop - 1` of `order`, without the others."""
+        draws = permuted(np.arange(start, stop), self.per_epoch, self.seed, epoch)
         if all(weight == 1 for weight in self.weights):
-            return permutation(sum(self.counts), self.seed, epoch)
-        starts = np.cumsum([0, *self.counts])
-        drawn = [starts[number] + self._drawn_from(number, epoch) for number in range(len(self.counts))]
-        return np.concatenate(drawn)[permutation(self.per_epoch, self.seed, epoch)]
+            return draws
+        systems = np.empty_like(draws)
+        first_draws, first_systems = np.cumsum([0, *self.of_sets]), np.cumsum([0, *self.counts])
+        sets = np.searchsorted(first_draws, draws, side="right") - 1
+        for number in np.unique(sets).tolist():
+            mine = sets == number
+            systems[mine] = first_systems[number] + self._drawn_from(
+                number, epoch, draws[mine] - first_draws[number]
+            )
+        return systems
 
-    def _drawn_from(self, number: int, epoch: int) -> Ints:
-        """What an epoch draws from one set: the next part of its passes."""
-        count, n_draws = self.counts[number], self.of_sets[number]
-        first, last = epoch * n_draws, (epoch + 1) * n_draws
-        parts = []
-        for number_of_pass in range(first // count, -(-last // count)):
-            whole = permutation(count, self.seed, number + 1, number_of_pass)
-            start = number_of_pass * count
-            parts.append(whole[max(first - start, 0) : last - start])
-        return np.concatenate(parts)
+    def _drawn_from(self, number: int, epoch: int, draws: Ints) -> Ints:
+        """The systems of one set at some of its draws in an epoch: the next ones of its passes."""
+        count = self.counts[number]
+        passes, places = np.divmod(epoch * self.of_sets[number] + draws, count)
+        systems = np.empty_like(places)
+        for number_of_pass in np.unique(passes).tolist():
+            mine = passes == number_of_pass
+            systems[mine] = permuted(places[mine], count, self.seed, number + 1, number_of_pass)
+        return systems
 
 
-def permutation(n: int, seed: int, *key: int) -> Ints:
-    """A permutation of the numbers below `n` that depends on `seed` and `key` only.
-
-    Sorting raw random bits keeps it the same in every numpy version; `Generator.permutation` need not.
-    """
-    # One number is part of the entropy, as it always was; two are a key, because entropy does not tell (1) from (1, 0).
-    sequence = (
-        np.random.SeedSequence([seed, *key]) if len(key) == 1 else np.random.SeedSequence(seed, spawn_key=key)
-    )
-    return np.argsort(np.random.PCG64(sequence).random_raw(n), kind="stable")
+def all_once(count: int, seed: int) -> Draws:
+    """Every system of one data set once in every epoch."""
+    return Draws((count,), (1.0,), seed)

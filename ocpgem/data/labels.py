@@ -113,6 +113,10 @@ class Relabelled(Dataset):
         """The side table of the data set itself."""
         return self._dataset.sizes
 
+    def rows(self, indices: NDArray[np.integer]) -> SizeTable:
+        """The rows of the side table of some systems."""
+        return self._dataset.rows(indices)
+
     def column(self, name: str) -> NDArray[Any]:
         """One column of the side table."""
         return self._dataset.column(name)

@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch_geometric.data import Batch
 
 from ocpgem.data.batch import collate
+from ocpgem.data.cost import Batching, Budget, systems_per_batch
 from ocpgem.data.dataset import Dataset
+from ocpgem.data.draws import all_once
 from ocpgem.data.plan import Ints, StepPlan, TrainPlan, check_fits, plan_evaluation
 from ocpgem.data.system import MAX_ATOMIC_NUMBER, System
 from ocpgem.data.transport import Packed, pack
@@ -30,12 +32,14 @@ from ocpgem.graph.topology import GraphSpec, Topology, concat, system_edges
 class StepBatch:
     """What one process computes in one optimizer step.
 
-    step counts from 0 over the whole run; epoch is the number of epochs done once the step is (a fraction).
+    step counts from 0 over the whole run; epoch is the number of epochs done once the step is (a fraction), drawn
+    the number of systems drawn over all processes since the run began.
     The last `n_padding` micro-batches only keep the processes in step: their loss must weigh nothing. Losses
     are sums over systems and free atoms divided by the global counts, which leave out the padding.
     """
 
     step: int
+    drawn: int
     epoch: float
     micro_batches: list[tuple[Batch, Topology]]
     n_padding: int
@@ -111,54 +115,60 @@ class Recipe:
 
 
 class TrainLoader:
-    """The optimizer steps of one process, from `start_step` on, without end.
+    """The optimizer steps of one process, from any step on, without end.
 
-    Raises RequestError for a plan that cannot work and DataError naming a record that is unusable.
+    batching: an int stands for so many systems a step. Raises RequestError for a plan that cannot work and DataError
+    naming a record that is unusable.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        batch_size: int,
+        batching: Batching | int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        max_edges: int | None = None,
         settings: WorkerSettings = WorkerSettings(),
     ) -> None:
         dataset = recipe.dataset
-        _check_largest(dataset, max_edges)
-        n_edges, n_free = np.ascontiguousarray(dataset.n_edges), np.ascontiguousarray(dataset.n_free)
-        self.plan = TrainPlan(n_edges, n_free, batch_size, seed, max_edges, dataset.draws(seed))
-        self._recipe, self._settings = recipe, settings
+        if isinstance(batching, int):
+            batching = systems_per_batch(batching)
+        _check_largest(dataset, batching.limit)
+        self.plan = TrainPlan(dataset.draws(seed) or all_once(len(dataset), seed), dataset.rows, batching)
+        self._recipe, self._settings, self._seed = recipe, settings, seed
         self._rank, self._world_size = rank, world_size
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in one pass over the data set."""
-        return self.plan.steps_per_epoch
+    def steps(self, start_step: int = 0, drawn: int | None = None) -> Iterator[StepBatch]:
+        """Every step from `start_step` on; the same steps whatever was run before.
 
-    def steps(self, start_step: int = 0) -> Iterator[StepBatch]:
-        """Every step from `start_step` on; the same steps whatever was run before."""
-        plans = _StepPlans(self.plan, start_step, self._rank, self._world_size)
-        return _prepare(_PrepareStep(self._recipe, self.plan.seed), plans, self._settings)
+        drawn: `StepBatch.drawn` of the step before; without it, it is computed (ocpgem.data.plan).
+        """
+        plans = _StepPlans(self.plan, start_step, drawn, self._rank, self._world_size)
+        return _prepare(_PrepareStep(self._recipe, self._seed), plans, self._settings)
 
 
 class EvalLoader:
-    """Batches of one process; all processes together see every record exactly once."""
+    """Batches of one process; all processes together see every record exactly once.
+
+    batching: an int stands for so many systems a batch.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
-        batch_size: int,
+        batching: Batching | int,
         rank: int = 0,
         world_size: int = 1,
-        max_edges: int | None = None,
         settings: WorkerSettings = WorkerSettings(),
     ) -> None:
-        _check_largest(recipe.dataset, max_edges)
-        n_edges = np.ascontiguousarray(recipe.dataset.n_edges)
-        self._batches = plan_evaluation(n_edges, rank, world_size, batch_size, max_edges)
+        if isinstance(batching, int):
+            batching = systems_per_batch(batching)
+        _check_largest(recipe.dataset, batching.limit)
+        rows = recipe.dataset.sizes
+        caps = [(batching.size.cost.of(rows), batching.size.amount)]
+        if batching.limit is not None:
+            caps.append((batching.limit.cost.at_most(rows), batching.limit.amount))
+        self._batches = plan_evaluation(batching.work.of(rows), rank, world_size, caps)
         self._recipe, self._settings = recipe, settings
 
     def __len__(self) -> int:
@@ -174,17 +184,13 @@ class _StepPlans:
 
     plan: TrainPlan
     start_step: int
+    drawn: int | None
     rank: int
     world_size: int
 
     def __iter__(self) -> Iterator[StepPlan]:
-        step = self.start_step
-        while True:
-            epoch = step // self.plan.steps_per_epoch
-            order = self.plan.epoch_order(epoch)
-            while step < (epoch + 1) * self.plan.steps_per_epoch:
-                yield self.plan.step(step, order, self.rank, self.world_size)
-                step += 1
+        for step in self.plan.steps(self.start_step, self.drawn):
+            yield self.plan.share(step, self.rank, self.world_size)
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,7 @@ class _PrepareStep:
     def __getitem__(self, plan: StepPlan) -> StepBatch:
         return StepBatch(
             step=plan.step,
+            drawn=plan.drawn,
             epoch=plan.epoch,
             micro_batches=[
                 self.recipe.prepare(indices, (self.seed, plan.step)) for indices in plan.micro_batches
@@ -270,8 +277,13 @@ def _use_one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _check_largest(dataset: Dataset, max_edges: int | None) -> None:
-    def name(index: int) -> str:
-        return f"{dataset.origin(index)} (sid {dataset.sids[index]}, frame {dataset.fids[index]})"
+def _check_largest(dataset: Dataset, limit: Budget | None) -> None:
+    """Raise RequestError naming a record that alone exceeds what a rank may compute at once."""
 
-    check_fits(dataset.n_edges, max_edges, name)
+    def name(index: int) -> str:
+        row = dataset.rows(np.array([index]))[0]
+        return f"{dataset.origin(index)} (sid {row['sid']}, frame {row['fid']})"
+
+    if limit is not None:
+        for first, rows in dataset.rows_in_order():
+            check_fits(limit.cost.at_most(rows), limit.amount, limit.cost.unit, first, name)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.draws import Draws
-from ocpgem.data.sizes import SizeTable
+from ocpgem.data.sizes import SIZES, SizeTable
 from ocpgem.data.system import System
 
 
@@ -37,6 +37,16 @@ class Mixture(Dataset):
     def sizes(self) -> SizeTable:
         """The side tables of all sets, joined."""
         return np.concatenate([dataset.sizes for dataset in self.datasets])
+
+    def rows(self, indices: NDArray[np.integer]) -> SizeTable:
+        """The rows of the side table of some systems."""
+        found = np.empty(len(indices), dtype=SIZES)
+        sets = np.searchsorted(self._ends, indices, side="right")
+        for number in np.unique(sets).tolist():
+            mine = sets == number
+            first = self._ends[number] - len(self.datasets[number])
+            found[mine] = self.datasets[number].rows(indices[mine] - first)
+        return found
 
     def column(self, name: str) -> NDArray[Any]:
         """One column of the joined side table, without the others."""

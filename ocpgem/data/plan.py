@@ -1,34 +1,53 @@
-"""Which systems every process sees in every step: pure functions of sizes, a seed and the process count.
+"""Which systems every rank computes in every step: pure functions of sizes, an order and the number of ranks.
 
-The order of an epoch and the systems of a step depend on neither the number of processes nor the memory
-limit, so a run continues on other hardware with the same steps.
+The systems of a step depend on neither the number of ranks nor the memory limit, so a run continues on other
+hardware with the same steps; only who computes them differs.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ocpgem.data.draws import Draws, permutation
+from ocpgem.data.cost import SYSTEMS, Batching
+from ocpgem.data.draws import Draws
+from ocpgem.data.sizes import SizeTable
 from ocpgem.errors import RequestError
 
 Ints = NDArray[np.integer]
+LOOK_AHEAD = 4096
+"""Systems whose sizes are looked up together."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The systems of one optimiser step, over all ranks, and the rows of the side table that belong to them.
+
+    step counts all steps from 0; drawn is the number of systems drawn since the run began, once the step is done.
+    """
+
+    step: int
+    drawn: int
+    systems: Ints
+    rows: SizeTable
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One process's share of one optimizer step.
+    """One rank's share of one optimiser step.
 
-    step counts all steps from 0; epoch is the number of epochs done once the step is (a fraction).
-    micro_batches: as many on every process; the last `n_padding` of them repeat one system of the step,
+    step, drawn: as in `Step`; epoch is the number of epochs done once the step is (a fraction).
+    micro_batches: as many on every rank; the last `n_padding` of them repeat one system of the step,
     because there were not enough systems for all, and must weigh nothing in the loss.
     """
 
     step: int
+    drawn: int
     epoch: float
     micro_batches: list[Ints]
     n_padding: int
@@ -38,81 +57,98 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """The steps of a training run over systems of known size.
+    """The steps of a training run.
 
-    n_edges, n_free: per system; batch_size: systems per step over all processes; max_edges: what one process
-    can hold at once, beyond which a step is split into micro-batches; draws: how often systems are drawn in an
-    epoch, each once if None. Raises RequestError for values that
-    cannot be used, among them a system that exceeds max_edges alone.
+    draws: which system is drawn when; rows: looks systems up in the side table. The last step of an epoch may hold
+    less than the others.
     """
 
-    n_edges: Ints
-    n_free: Ints
-    batch_size: int
-    seed: int
-    max_edges: int | None = None
-    draws: Draws | None = None
+    draws: Draws
+    rows: Callable[[Ints], SizeTable]
+    batching: Batching
 
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise RequestError(f"the batch size is {self.batch_size}; it must be at least 1")
-        if self.seed < 0:
-            raise RequestError(f"the seed is {self.seed}; it must not be negative")
-        if len(self.n_edges) == 0:
-            raise RequestError("there are no systems to train on")
-        check_fits(self.n_edges, self.max_edges)
+    def steps(self, start_step: int = 0, drawn: int | None = None) -> Iterator[Step]:
+        """Every step from `start_step` on, without end.
 
-    @property
-    def draws_per_epoch(self) -> int:
-        """Systems in one epoch, those that are drawn several times counted as often."""
-        return len(self.n_edges) if self.draws is None else self.draws.per_epoch
+        drawn: how many systems the steps before it drew, as that of the step before says; else it is computed from
+        the beginning of the run, which takes about a second for a million systems unless steps are counted in them.
+        """
+        step = start_step
+        start = self.drawn_before(start_step) if drawn is None else drawn
+        length = self.draws.per_epoch
+        epoch, place = divmod(start, length)
+        while True:
+            for systems, rows in self._rest_of_epoch(epoch, place):
+                place += len(systems)
+                yield Step(step, epoch * length + place, systems, rows)
+                step += 1
+            epoch, place = epoch + 1, 0
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in one epoch; the last may have fewer systems than the others."""
-        return -(-self.draws_per_epoch // self.batch_size)
+    def drawn_before(self, step: int) -> int:
+        """How many systems all steps before this one draw."""
+        if step == 0:
+            return 0
+        size, length = self.batching.size, self.draws.per_epoch
+        if size.cost == SYSTEMS:
+            epoch, within = divmod(step, -(-length // size.amount))
+            return epoch * length + within * size.amount
+        return next(found.drawn for found in self.steps() if found.step == step - 1)
 
-    def epoch_order(self, epoch: int) -> Ints:
-        """The systems of this epoch in their order; all of them once, unless `draws` says otherwise."""
-        if self.draws is not None:
-            return self.draws.order(epoch)
-        return epoch_order(len(self.n_edges), self.seed, epoch)
-
-    def step(self, step: int, order: Ints, rank: int, world_size: int) -> StepPlan:
-        """The share of `rank` in a step; `order` is the order of the epoch that the step belongs to."""
-        within = step % self.steps_per_epoch
-        systems = order[within * self.batch_size : (within + 1) * self.batch_size]
+    def share(self, step: Step, rank: int, world_size: int) -> StepPlan:
+        """What one rank computes of a step."""
+        limit = self.batching.limit
         micro_batches, n_padding = split_batch(
-            systems, self.n_edges[systems], rank, world_size, self.max_edges
+            self.batching.work.of(step.rows),
+            rank,
+            world_size,
+            None if limit is None else (limit.cost.at_most(step.rows), limit.amount),
         )
         return StepPlan(
-            step=step,
-            epoch=(step + 1) / self.steps_per_epoch,
-            micro_batches=micro_batches,
+            step=step.step,
+            drawn=step.drawn,
+            epoch=step.drawn / self.draws.per_epoch,
+            micro_batches=[step.systems[chosen] for chosen in micro_batches],
             n_padding=n_padding,
-            n_systems_global=len(systems),
-            n_free_atoms_global=int(self.n_free[systems].sum()),
+            n_systems_global=len(step.systems),
+            n_free_atoms_global=int(step.rows["n_free"].sum()),
         )
 
-
-def epoch_order(n_systems: int, seed: int, epoch: int) -> Ints:
-    """A permutation of all systems that depends on seed and epoch only."""
-    return permutation(n_systems, seed, epoch)
+    def _rest_of_epoch(self, epoch: int, place: int) -> Iterator[tuple[Ints, SizeTable]]:
+        """The steps of an epoch from a place of its order on."""
+        size, length = self.batching.size, self.draws.per_epoch
+        systems = self.draws.take(epoch, place, place)
+        rows = self.rows(systems)
+        ends = np.zeros(0, dtype=np.int64)
+        while True:
+            while place < length and (not len(ends) or ends[-1] <= size.amount):
+                stop = min(place + LOOK_AHEAD, length)
+                more = self.draws.take(epoch, place, stop)
+                place = stop
+                more_rows = self.rows(more)
+                systems, rows = np.concatenate([systems, more]), np.concatenate([rows, more_rows])
+                ends = np.cumsum(size.cost.of(rows))
+            if not len(systems):
+                return
+            count = max(1, int(np.searchsorted(ends, size.amount, side="right")))
+            yield systems[:count], rows[:count]
+            systems, rows, ends = systems[count:], rows[count:], ends[count:] - ends[count - 1]
 
 
 def split_batch(
-    systems: Ints, n_edges: Ints, rank: int, world_size: int, max_edges: int | None
+    work: Ints, rank: int, world_size: int, limit: tuple[Ints, int] | None = None
 ) -> tuple[list[Ints], int]:
-    """Divide the systems of a step over processes and micro-batches of at most `max_edges` edges.
+    """Divide the systems of a step over ranks and micro-batches.
 
-    Every process gets the same number of micro-batches, as few as possible. Returns those of `rank` and how
-    many of them, at the end, are padding: the smallest system of the step once more.
+    work: [n], what is balanced; limit: another cost [n], each at most the number with it, which no micro-batch
+    exceeds. Every rank gets the same number of micro-batches, as few as possible. Returns the places in the step of
+    those of `rank`, and how many of them, at the end, are padding: the cheapest system of the step once more.
     """
-    n_micro = 1 if max_edges is None else max(1, -(-int(n_edges.sum()) // (world_size * max_edges)))
-    bins, loads = balance(n_edges, world_size * n_micro)
-    while max_edges is not None and loads.max() > max_edges:
+    n_micro = 1 if limit is None else max(1, -(-int(limit[0].sum()) // (world_size * limit[1])))
+    while True:
+        bins, loads = balance(work, world_size * n_micro)
+        if limit is None or max(int(limit[0][chosen].sum()) for chosen in bins) <= limit[1]:
+            break
         n_micro += 1
-        bins, loads = balance(n_edges, world_size * n_micro)
     by_load = np.argsort(-loads, kind="stable")
     mine = []
     for micro in range(n_micro):
@@ -120,10 +156,9 @@ def split_batch(
         place = rank if micro % 2 == 0 else world_size - 1 - rank
         chosen = bins[by_load[micro * world_size + place]]
         if chosen:
-            mine.append(systems[np.array(sorted(chosen))])
+            mine.append(np.array(sorted(chosen)))
     n_padding = n_micro - len(mine)
-    smallest = systems[[int(np.argmin(n_edges))]]
-    return mine + [smallest] * n_padding, n_padding
+    return mine + [np.array([int(np.argmin(work))])] * n_padding, n_padding
 
 
 def balance(cost: Ints, n_bins: int) -> tuple[list[list[int]], Ints]:
@@ -142,20 +177,15 @@ def balance(cost: Ints, n_bins: int) -> tuple[list[list[int]], Ints]:
     return bins, loads
 
 
-def plan_evaluation(
-    n_edges: Ints, rank: int, world_size: int, max_systems: int, max_edges: int | None = None
-) -> list[Ints]:
-    """Batches of one process such that all processes together see every system exactly once.
+def plan_evaluation(work: Ints, rank: int, world_size: int, caps: Sequence[tuple[Ints, int]]) -> list[Ints]:
+    """Batches of one rank such that all ranks together see every system exactly once.
 
-    Systems of similar size share a batch, the largest come first; processes differ by at most one batch.
+    caps: costs [n], each with the most of it a batch may hold; a system that exceeds one alone is a batch of its own.
+    Systems of similar work share a batch, the largest come first; ranks differ by at most one batch.
     """
-    if max_systems < 1:
-        raise RequestError(f"the evaluation batch size is {max_systems}; it must be at least 1")
-    check_fits(n_edges, max_edges)
-    largest_share = max(1, -(-len(n_edges) // world_size))
-    batches = _consecutive_batches(
-        np.argsort(-n_edges, kind="stable"), n_edges, min(max_systems, largest_share), max_edges
-    )
+    largest_share = max(1, -(-len(work) // world_size))
+    every = [*caps, (np.ones(len(work), dtype=np.int64), largest_share)]
+    batches = _consecutive_batches(np.argsort(-work, kind="stable"), every)
     mine = []
     for round_start in range(0, len(batches), world_size):
         forth = (round_start // world_size) % 2 == 0
@@ -165,28 +195,30 @@ def plan_evaluation(
     return mine
 
 
-def check_fits(n_edges: Ints, max_edges: int | None, name: Callable[[int], str] = "system {}".format) -> None:
-    """Raise RequestError if one system alone exceeds `max_edges`; `name` says what to call it."""
-    if max_edges is None or len(n_edges) == 0:
-        return
-    largest = int(np.argmax(n_edges))
-    if n_edges[largest] > max_edges:
-        raise RequestError(
-            f"{name(largest)} has {n_edges[largest]} edges, more than max_edges {max_edges}; "
-            "raise max_edges or leave the system out"
-        )
-
-
-def _consecutive_batches(order: Ints, n_edges: Ints, max_systems: int, max_edges: int | None) -> list[Ints]:
-    if max_edges is None:
-        return [order[i : i + max_systems] for i in range(0, len(order), max_systems)]
+def _consecutive_batches(order: Ints, caps: Sequence[tuple[Ints, int]]) -> list[Ints]:
+    ends = [(np.cumsum(cost[order]), most) for cost, most in caps]
     batches = []
-    start = total = 0
-    for place, edges in enumerate(n_edges[order].tolist()):
-        if place > start and (place - start == max_systems or total + edges > max_edges):
-            batches.append(order[start:place])
-            start, total = place, 0
-        total += edges
-    if start < len(order):
-        batches.append(order[start:])
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        reach = math.inf
+        for end, most in ends:
+            before = int(end[start - 1]) if start else 0
+            reach = min(reach, int(np.searchsorted(end, before + most, side="right")))
+        stop = max(stop, int(reach))
+        batches.append(order[start:stop])
+        start = stop
     return batches
+
+
+def check_fits(cost: Ints, most: int, unit: str, first: int, name: Callable[[int], str]) -> None:
+    """Raise RequestError if one of some consecutive systems alone exceeds a limit.
+
+    first: number of the first of them; name: says what to call a system.
+    """
+    largest = int(np.argmax(cost))
+    if cost[largest] > most:
+        raise RequestError(
+            f"{name(first + largest)} has {cost[largest]} {unit}, more than max_{unit} {most}; "
+            f"raise max_{unit} or leave the system out"
+        )

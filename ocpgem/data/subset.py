@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ocpgem.data.draws import permutation
+from ocpgem.data.permutation import permuted
 from ocpgem.errors import DataError, RequestError
 
 Indices = NDArray[np.int64]
@@ -22,7 +22,7 @@ def first_records(count: int, n: int, where: str) -> Indices:
 
 def random_records(count: int, fraction: float, seed: int) -> Indices:
     """round(fraction * count) records, at least one, ascending; those of a larger fraction include a smaller one's."""
-    chosen = permutation(count, seed, 0)[: max(1, round(fraction * count))]
+    chosen = permuted(np.arange(max(1, round(fraction * count))), count, seed)
     return np.sort(chosen)
 
 

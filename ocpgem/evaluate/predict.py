@@ -4,7 +4,7 @@ Every record is computed exactly once. An unusable record or a prediction that i
 with one and the same error, and no file is written.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ocpgem.data.cost import SYSTEMS, Batching, Budget, systems_per_batch
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import EvalBatch, EvalLoader, Recipe, WorkerSettings
 from ocpgem.errors import DataError, OcpgemError
+from ocpgem.evaluate.edge_cost import agreed_edge_cost
 from ocpgem.evaluate.metrics import S2EFMetrics, check_finite
 from ocpgem.evaluate.open_model import Model, apply, device_of, graphs_of, heaviest_element
 from ocpgem.evaluate.prediction_set import PredictionSet, check_target, join, write_predictions
 from ocpgem.evaluate.progress import systems_progress
+from ocpgem.graph.spec import GraphSpec
 from ocpgem.models.potential import Predictions
 from ocpgem.parallel import group
 
@@ -32,11 +35,12 @@ if TYPE_CHECKING:
 class Effort:
     """How a data set is worked through; nothing in it changes a result.
 
-    batch_size: systems per batch at most; max_edges: edges per batch at most; settings: worker processes;
-    progress: show a bar on rank 0, either an own one (True) or a line in a display that the caller runs.
+    batch_size: systems per batch, or the budget of a batch; max_edges: with so many systems, edges of the model's
+    main graph per batch at most; settings: worker processes; progress: show a bar on rank 0, either an own one
+    (True) or a line in a display that the caller runs.
     """
 
-    batch_size: int = 32
+    batch_size: int | Batching = 32
     max_edges: int | None = None
     settings: WorkerSettings = field(default_factory=WorkerSettings)
     progress: "bool | Progress" = True
@@ -114,16 +118,17 @@ def outputs(
 
     Models that need different graphs get one loader for each kind; all of them walk through the same batches.
     """
+    graphs = graphs_of(potential)
+    batching = _batching(effort, dataset, graphs)
     loaders = [
         EvalLoader(
             Recipe(dataset, graph, heaviest_element(potential)),
-            effort.batch_size,
+            batching,
             rank=group.rank(),
             world_size=group.world_size(),
-            max_edges=effort.max_edges,
             settings=effort.settings,
         )
-        for graph in graphs_of(potential)
+        for graph in graphs
     ]
     device = device_of(potential)
     with _evaluating(potential), systems_progress(effort.progress, label, len(dataset)) as advance:
@@ -134,6 +139,18 @@ def outputs(
             predictions = apply(potential, batch, topologies)
             advance(len(first.indices))
             yield EvalBatch(batch, topologies[0], first.indices), predictions
+
+
+def _batching(effort: Effort, dataset: Dataset, graphs: Sequence[GraphSpec]) -> Batching:
+    """The batches of `effort`; where edges are limited, those of the largest graph are, and every rank calls it."""
+    size = effort.batch_size
+    if isinstance(size, Batching):
+        return size
+    if effort.max_edges is None:
+        return systems_per_batch(size)
+    costs = [agreed_edge_cost(dataset, graph) for graph in graphs]
+    edges = max(costs, key=lambda cost: int(cost.of(dataset.sizes).sum()))
+    return Batching(Budget(SYSTEMS, size), Budget(edges, effort.max_edges), edges)
 
 
 @contextmanager

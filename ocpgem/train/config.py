@@ -10,6 +10,23 @@ from ocpgem.models.potential import Normalization
 from ocpgem.train.data_section import DataSetEntry, DataSetSection, SkipSection, as_section
 
 
+class BatchBudget(Section):
+    """A batch that is filled up to a budget; a system that exceeds it alone is a batch of its own."""
+
+    atoms: int | None = Field(None, ge=1)
+    edges: int | None = Field(None, ge=1, description="edges of the model's main graph, estimated")
+
+    @model_validator(mode="after")
+    def _has_one_unit(self) -> "BatchBudget":
+        if sum(amount is not None for amount in (self.atoms, self.edges)) != 1:
+            raise ValueError("a budget is given in one unit: {atoms: N} or {edges: N}")
+        return self
+
+
+BatchSize = Annotated[int, Field(ge=1)] | BatchBudget
+"""So many systems, or a budget."""
+
+
 class DataSection(Section):
     """Which records are trained and validated on, and how they are batched."""
 
@@ -20,9 +37,11 @@ class DataSection(Section):
         default_factory=dict, description="name -> data set; the first one picks the best model"
     )
     skip: SkipSection = SkipSection()
-    batch_size: int = Field(8, ge=1, description="systems per optimiser step, over all ranks")
+    batch_size: BatchSize = Field(
+        8, description="systems per optimiser step, over all ranks, or {atoms: N}, {edges: N}"
+    )
     max_edges: int | None = Field(
-        None, ge=1, description="edges (6 A, nearest 50) of a rank's largest micro-batch"
+        None, ge=1, description="edges of the model's main graph that a rank computes at once, at most"
     )
     hide_elements: float = Field(
         0.0,
@@ -30,7 +49,7 @@ class DataSection(Section):
         le=1,
         description="probability that training does not tell the model one of a system's elements",
     )
-    eval_batch_size: int = Field(16, ge=1, description="systems per batch and rank in validation")
+    eval_batch_size: BatchSize = Field(16, description="the same per batch and rank in validation")
     workers: int = Field(
         1, ge=0, le=256, description="loader processes per rank; 0 loads in the training process"
     )

@@ -117,11 +117,11 @@ class TrainingLoop:
     def _train(self) -> None:
         config, state = self._config, self._state
         window = _Window(self._parts.device)
-        steps = self._parts.loader.steps(state.step)
+        steps = self._parts.loader.steps(state.step, state.drawn)
         with closing(steps):  # type: ignore[type-var]
             while state.step < config.steps and (step_batch := self._next(steps)) is not None:
                 loss, norm = self._step(step_batch)
-                state.step += 1
+                state.step, state.drawn = step_batch.step + 1, step_batch.drawn
                 self._parts.ema.update(state.step)
                 self._progress.advance(state.step)
                 window.add(loss, norm, step_batch)

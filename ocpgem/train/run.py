@@ -2,6 +2,7 @@
 
 import json
 import logging
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,16 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from ocpgem.data.cost import SYSTEMS, Batching, Budget, fit_edge_cost
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import Recipe, TrainLoader, WorkerSettings
-from ocpgem.errors import ConfigError, OcpgemError, RequestError
+from ocpgem.errors import ConfigError, OcpgemError
 from ocpgem.evaluate.predict import Effort
 from ocpgem.files import write_text
 from ocpgem.models.potential import Normalization, Potential, n_parameters
 from ocpgem.parallel import group
 from ocpgem.parallel.device import choose_device
+from ocpgem.train.batching import eval_batching, prepare_costs, require_work_for_all, train_batching
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.datasets import describe_sets, open_training_set, open_validation_sets
 from ocpgem.train.ema import ExponentialMovingAverage
@@ -77,20 +80,10 @@ def _assemble(
         console.print(line, highlight=False, soft_wrap=True)
     settings = WorkerSettings(workers=config.data.workers, pin_memory=device.type == "cuda")
     recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements, config.data.hide_elements)
-    loader = TrainLoader(
-        recipe,
-        config.data.batch_size,
-        config.seed,
-        group.rank(),
-        group.world_size(),
-        config.data.max_edges,
-        settings,
-    )
-    if config.data.batch_size < group.world_size():
-        raise RequestError(
-            f"data.batch_size is {config.data.batch_size} systems over all ranks, fewer than the "
-            f"{group.world_size()} ranks; raise it or use fewer ranks"
-        )
+    costs = prepare_costs(run, train_set, potential.graph_spec)
+    batching = train_batching(config.data, costs)
+    loader = TrainLoader(recipe, batching, config.seed, group.rank(), group.world_size(), settings)
+    require_work_for_all(config.data, batching, train_set, group.world_size())
     engine = Engine(potential, config.optim, config.parallel.zero_stage, device)
     return RunParts(
         config=config,
@@ -99,7 +92,7 @@ def _assemble(
         ema=ExponentialMovingAverage(potential, config.optim.ema_decay),
         loader=loader,
         val_sets=val_sets,
-        effort=Effort(config.data.eval_batch_size, config.data.max_edges, settings, progress=False),
+        effort=Effort(eval_batching(config.data, costs), settings=settings, progress=False),
         run=run,
         console=console,
         device=device,
@@ -174,13 +167,16 @@ def fit_scales(
     """Fit the scale factors of `potential` on the first batches of the training order."""
     device = choose_device()
     recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements)
-    loader = TrainLoader(
-        recipe, min(config.data.batch_size, _FITTING_BATCH), config.seed, max_edges=config.data.max_edges
+    size, max_edges = config.data.batch_size, config.data.max_edges
+    batching = Batching(
+        Budget(SYSTEMS, min(size, _FITTING_BATCH) if isinstance(size, int) else _FITTING_BATCH),
+        None if max_edges is None else Budget(fit_edge_cost(train_set, potential.graph_spec), max_edges),
     )
-    steps = loader.steps()
     batches = []
-    for _ in range(min(config.scale_factors.batches, loader.steps_per_epoch)):
-        batches += [(batch.to(device), topology.to(device)) for batch, topology in next(steps).micro_batches]
+    for step in islice(TrainLoader(recipe, batching, config.seed).steps(), config.scale_factors.batches):
+        batches += [(batch.to(device), topology.to(device)) for batch, topology in step.micro_batches]
+        if step.epoch >= 1:
+            break
     potential.to(device)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("fitting scale factors", total=None)

@@ -24,6 +24,8 @@ class TrainState:
 
     step: int = 0
     """Optimiser steps done."""
+    drawn: int | None = 0
+    """Systems that these steps held, over all ranks; None, in older checkpoints: computed from the step."""
     seconds: float = 0.0
     """Wall time of the run so far, over all restarts."""
     best_metric: float | None = None
@@ -105,7 +107,7 @@ def _read_state(folder: Path) -> tuple[TrainState, dict[str, Tensor]]:
     file = folder / STATE_FILE
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-        state, average = TrainState(**content["train_state"]), content["ema"]
+        state, average = TrainState(**({"drawn": None} | content["train_state"])), content["ema"]
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(f"{file} cannot be read: {one_line(error)}") from error
     if state.world_size != group.world_size():

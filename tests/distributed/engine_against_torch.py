@@ -9,10 +9,12 @@ import json
 import os
 import sys
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 import torch
 
+from ocpgem.data import cost
 from ocpgem.data.batch import collate
 from ocpgem.data.dataset import InMemoryDataset
 from ocpgem.data.loader import Recipe, TrainLoader
@@ -41,8 +43,10 @@ def build(variant: str) -> Potential:
 def make_loader(potential: Potential) -> TrainLoader:
     dataset = InMemoryDataset(SYSTEMS)
     recipe = Recipe(dataset, potential.graph_spec)
-    largest = int(dataset.n_edges.max())
-    return TrainLoader(recipe, 4, 0, group.rank(), group.world_size(), max_edges=largest)
+    batching = cost.Batching(
+        cost.Budget(cost.SYSTEMS, 4), cost.Budget(cost.STORED_EDGES, int(dataset.n_edges.max()))
+    )
+    return TrainLoader(recipe, batching, 0, group.rank(), group.world_size())
 
 
 def with_engine(potential: Potential, zero_stage: int) -> dict[str, int]:
@@ -70,10 +74,8 @@ def with_torch(potential: Potential) -> float:
     )
     potential.train()
     largest = 0.0
-    for step in range(N_STEPS):
-        order = plan.epoch_order(step // plan.steps_per_epoch)
-        place = step % plan.steps_per_epoch * 4
-        systems = [SYSTEMS[i] for i in order[place : place + 4]]
+    for step, planned in enumerate(islice(plan.steps(), N_STEPS)):
+        systems = [SYSTEMS[i] for i in planned.systems]
         batch = collate(systems)
         topology = build_topology(batch.pos, batch.cell, batch.pbc, batch.natoms, spec)
         predictions = potential(batch, topology)

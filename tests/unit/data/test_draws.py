@@ -1,17 +1,20 @@
 """Several data sets drawn by weight: exact shares in every epoch, every system as often as the others of its set."""
 
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ocpgem.data.cost import systems_per_batch
 from ocpgem.data.dataset import InMemoryDataset, Subset
-from ocpgem.data.draws import Draws
+from ocpgem.data.draws import Draws, all_once
 from ocpgem.data.loader import Recipe, TrainLoader
 from ocpgem.data.mixture import Mixture
-from ocpgem.data.plan import TrainPlan, epoch_order
+from ocpgem.data.plan import TrainPlan
+from ocpgem.data.sizes import SIZES
 from ocpgem.errors import RequestError
 from ocpgem.graph.topology import GraphSpec
 from ocpgem.models.gemnet.config import GemNetConfig
@@ -63,7 +66,7 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_sets_of_weight_one_are_drawn_as_one_set_is() -> None:
-    assert Draws((3, 7), (1.0, 1.0), seed=2).order(1).tolist() == epoch_order(10, 2, 1).tolist()
+    assert Draws((3, 7), (1.0, 1.0), seed=2).order(1).tolist() == all_once(10, 2).order(1).tolist()
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
@@ -74,14 +77,14 @@ def test_a_weight_that_is_none_is_refused(weight: float) -> None:
 
 def test_the_steps_of_a_plan_follow_the_draws_on_any_number_of_ranks() -> None:
     draws = Draws((10, 4), (1.0, 2.5), seed=0)
-    edges = np.arange(1, 15)
-    plan = TrainPlan(edges, edges, batch_size=6, seed=0, draws=draws)
-    assert plan.steps_per_epoch == 4
+    rows = np.zeros(14, dtype=SIZES)
+    rows["n_edges"] = np.arange(1, 15)
+    plan = TrainPlan(draws, rows.__getitem__, systems_per_batch(6))
     for ranks in (1, 2, 3):
         seen: list[int] = []
-        for step in range(plan.steps_per_epoch):
+        for step in islice(plan.steps(), 4):
             for rank in range(ranks):
-                share = plan.step(step, plan.epoch_order(0), rank, ranks)
+                share = plan.share(step, rank, ranks)
                 real = share.micro_batches[: len(share.micro_batches) - share.n_padding]
                 seen += np.concatenate(real).tolist() if real else []
         assert sorted(seen) == sorted(draws.order(0).tolist())
@@ -107,12 +110,11 @@ def test_a_loader_draws_from_a_mixture_and_goes_on_where_another_stopped() -> No
         system.sid = 100 + number
     joined = Mixture([InMemoryDataset(one), InMemoryDataset(two)], [1.0, 2.0])
     loader = TrainLoader(Recipe(joined, spec()), 4, seed=1)
-    assert loader.steps_per_epoch == 4
     steps = loader.steps()
     found = [next(steps) for _ in range(6)]
     sids = [[sid for batch, _ in step.micro_batches for sid in batch.sid.tolist()] for step in found]
     counted = Counter(sid for step in sids[:4] for sid in step)
     assert counted == Counter(dict.fromkeys(range(5), 1) | {100 + number: 2 for number in range(4)})
     resumed = next(TrainLoader(Recipe(joined, spec()), 4, seed=1).steps(5))
-    assert resumed.epoch == found[5].epoch == 1.5
+    assert resumed.epoch == found[5].epoch == 21 / 13
     assert [s for batch, _ in resumed.micro_batches for s in batch.sid.tolist()] == sids[5]

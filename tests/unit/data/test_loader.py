@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ocpgem.data.cost import STORED_EDGES, SYSTEMS, Batching, Budget
 from ocpgem.data.dataset import InMemoryDataset
 from ocpgem.data.lmdb_store import LmdbDataset, write_dataset
 from ocpgem.data.loader import EvalLoader, Recipe, TrainLoader, WorkerSettings
@@ -47,7 +48,7 @@ def test_workers_change_nothing(recipe, workers):
 
 @pytest.mark.parametrize("start", [1, 4, 11])
 def test_a_run_resumes_at_any_step(recipe, start):
-    loader = TrainLoader(recipe, 6, seed=1, max_edges=2000)
+    loader = TrainLoader(recipe, Batching(Budget(SYSTEMS, 6), Budget(STORED_EDGES, 2000)), seed=1)
     whole, rest = take(loader, 14), take(loader, 14 - start, start)
     assert [(s.step, sids(s)) for s in whole[start:]] == [(s.step, sids(s)) for s in rest]
 
@@ -85,12 +86,13 @@ def test_an_element_beyond_the_models_table_is_named(recipe):
 
 
 def test_a_system_that_never_fits_is_named_before_training(recipe):
+    limited = Batching(Budget(SYSTEMS, 4), Budget(STORED_EDGES, 10))
     with pytest.raises(
         RequestError, match=r"train, record \d+ \(sid \d+, frame \d\) has \d+ edges, more than"
     ):
-        TrainLoader(recipe, 4, seed=0, max_edges=10)
+        TrainLoader(recipe, limited, seed=0)
     with pytest.raises(RequestError, match="more than max_edges 10"):
-        EvalLoader(recipe, 4, max_edges=10)
+        EvalLoader(recipe, limited)
 
 
 class DiesWhenRead(InMemoryDataset):
