@@ -36,6 +36,10 @@ class CheckpointError(OcpgemError):
     """A checkpoint is missing, damaged, or does not fit the model."""
 
 
+class DownloadError(OcpgemError):
+    """A file cannot be fetched, or what arrived is not what was published."""
+
+
 class TrainingError(OcpgemError):
     """Training cannot go on; the message names the step and the systems involved."""
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from ocpgem.checkpoint import load_potential
+from ocpgem.download import Progress, download
 from ocpgem.errors import CheckpointError, OcpgemError, RequestError
 from ocpgem.graph.topology import GraphSpec, Topology
 from ocpgem.models.combined import Combined
 from ocpgem.models.import_weights.catalogue import CATALOGUE, Released, fetch, find
-from ocpgem.models.import_weights.download import Progress, download
 from ocpgem.models.import_weights.released import import_released
 from ocpgem.models.potential import Potential, Predictions
 from ocpgem.parallel import group

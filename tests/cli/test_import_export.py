@@ -8,8 +8,8 @@ import torch
 
 from ocpgem.checkpoint import load_potential, read_model_file
 from ocpgem.cli import main
-from ocpgem.models.import_weights import catalogue, download
-from ocpgem.models.import_weights.download import Downloaded
+from ocpgem.download import Downloaded, Progress
+from ocpgem.models.import_weights import catalogue
 from tests.tiny_runs import listing
 from tests.unit.models.released_files import MODELS, OC20, container, equal_weights, random_potential
 
@@ -133,7 +133,7 @@ def test_a_download_brings_the_file_of_that_name(
 ) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def pretend(url: str, path: Path, sha256: str | None, progress: download.Progress) -> Downloaded:
+    def pretend(url: str, path: Path, sha256: str | None, progress: Progress) -> Downloaded:
         asked.append((url, path, sha256))
         progress(3, 3)
         path.write_bytes(b"abc")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ocpgem.download import Progress, download
 from ocpgem.errors import RequestError
 from ocpgem.files import write_text
-from ocpgem.models.import_weights.download import Progress, download
 
 _OCP = "https://dl.fbaipublicfiles.com/opencatalystproject/models/"
 _DAC = "https://dl.fbaipublicfiles.com/dac/checkpoints_20231018/"
@@ -74,7 +74,7 @@ def find(name: str) -> Released:
 
 
 def fetch(entry: Released, path: Path, progress: Progress) -> list[str]:
-    """Download a checkpoint to `path`; returns what is there now. Raises RequestError, CheckpointError."""
+    """Download a checkpoint to `path`; returns what is there now. Raises RequestError, DownloadError."""
     done = download(entry.url, path, entry.sha256, progress)
     checked = "as published" if entry.sha256 else "none was published, so it could not be verified"
     notes = [f"{path}: {done.size} bytes, sha256 {done.sha256} ({checked})"]

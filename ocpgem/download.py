@@ -9,11 +9,11 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ocpgem.errors import CheckpointError, RequestError, one_line
+from ocpgem.errors import DownloadError, RequestError, one_line
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are here and, where the server tells it, their final number."""
@@ -64,11 +64,12 @@ def download(
     sha256: str | None = None,
     progress: Progress = lambda done, total: None,
     patience: Patience = Patience(),
+    md5: str | None = None,
 ) -> Downloaded:
     """Fetch `url` to `path`, going on where an earlier call or a broken connection left off.
 
-    What has arrived waits in PATH.partial; PATH itself appears when it is complete and its checksum, where one is
-    given, is right. Raises RequestError if `path` is there already or the disk too full, CheckpointError if the server
+    What has arrived waits in PATH.partial; PATH itself appears when it is complete and its checksums, where some are
+    given, are right. Raises RequestError if `path` is there already or the disk too full, DownloadError if the server
     refuses, the connection keeps failing, or the checksum is wrong.
     """
     if path.exists():
@@ -84,11 +85,11 @@ def download(
             failures = 1 if partial.size > before else failures + 1
             if failures >= patience.attempts:
                 kept = f"; {partial.size} bytes are kept in {partial.path}, and the same command goes on from there"
-                raise CheckpointError(
+                raise DownloadError(
                     f"{url} cannot be fetched ({one_line(error)}){kept if partial.size else ''}"
                 ) from error
             time.sleep(patience.first_wait * 2 ** (failures - 1))
-    return _put_in_place(partial, path, sha256)
+    return _put_in_place(partial, path, {"sha256": sha256, "md5": md5})
 
 
 class _Partial:
@@ -137,7 +138,7 @@ def _fetch(url: str, partial: _Partial, progress: Progress, timeout: float) -> N
             error.code < http.HTTPStatus.INTERNAL_SERVER_ERROR
             and error.code != http.HTTPStatus.TOO_MANY_REQUESTS
         ):
-            raise CheckpointError(f"{url}: the server answers {error.code} {error.reason}") from error
+            raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
         raise
     with answer:
         content_range = answer.headers.get("Content-Range")
@@ -177,19 +178,34 @@ def _require_space(partial: _Partial, total: int | None) -> None:
         )
 
 
-def _put_in_place(partial: _Partial, path: Path, sha256: str | None) -> Downloaded:
-    with partial.path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    if sha256 is not None and found != sha256:
-        partial.remove()
-        raise CheckpointError(
-            f"the checksum of {path.name} is {found} instead of {sha256}; what arrived was removed"
-        )
+def _put_in_place(partial: _Partial, path: Path, published: dict[str, str | None]) -> Downloaded:
+    found = checksums(partial.path, [kind for kind, value in published.items() if value or kind == "sha256"])
+    for kind, value in published.items():
+        if value is not None and found[kind] != value:
+            partial.remove()
+            raise DownloadError(
+                f"the checksum of {path.name} is {found[kind]} instead of {value} ({kind}); what arrived was removed"
+            )
     size = partial.size
     partial.path.replace(path)
     partial.remove()
-    return Downloaded(size, found)
+    return Downloaded(size, found["sha256"])
+
+
+def checksums(
+    path: Path, kinds: Sequence[str], progress: Progress = lambda done, total: None
+) -> dict[str, str]:
+    """The checksums of a file, by the name that hashlib has for their kind."""
+    digests = {kind: hashlib.new(kind, usedforsecurity=False) for kind in kinds}
+    done, total = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            for digest in digests.values():
+                digest.update(chunk)
+            done += len(chunk)
+            progress(done, total)
+        os.fsync(file.fileno())
+    return {kind: digest.hexdigest() for kind, digest in digests.items()}
 
 
 def _total(content_range: str | None) -> int | None:

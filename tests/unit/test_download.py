@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from ocpgem.errors import CheckpointError, RequestError
+from ocpgem import download as module
+from ocpgem.download import Patience, download
+from ocpgem.errors import DownloadError, RequestError
 from ocpgem.models.import_weights import catalogue
-from ocpgem.models.import_weights import download as module
-from ocpgem.models.import_weights.download import Patience, download
 from tests.tiny_runs import listing
 
 CONTENT = bytes(range(256)) * 2000
@@ -115,7 +115,7 @@ def test_a_cut_connection_is_taken_up_where_it_broke(server: Server, tmp_path: P
 def test_a_later_call_goes_on_from_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
     server.cut_after = 100_000
     with pytest.raises(
-        CheckpointError, match=r"100000 of 512000 bytes.*100000 bytes are kept in .*file\.pt\.partial"
+        DownloadError, match=r"100000 of 512000 bytes.*100000 bytes are kept in .*file\.pt\.partial"
     ):
         fetch(server, tmp_path / "file.pt", attempts=1)
     assert not (tmp_path / "file.pt").exists()
@@ -127,7 +127,7 @@ def test_a_later_call_goes_on_from_what_an_earlier_one_left(server: Server, tmp_
 
 def test_a_server_that_ignores_ranges_is_read_from_the_start(server: Server, tmp_path: Path) -> None:
     server.cut_after = 100_000
-    with pytest.raises(CheckpointError):
+    with pytest.raises(DownloadError):
         fetch(server, tmp_path / "file.pt", attempts=1)
     server.cut_after, server.knows_range = None, False
     fetch(server, tmp_path / "file.pt")
@@ -136,14 +136,14 @@ def test_a_server_that_ignores_ranges_is_read_from_the_start(server: Server, tmp
 
 def test_a_server_that_ignores_ranges_and_always_cuts_is_given_up(server: Server, tmp_path: Path) -> None:
     server.cut_after, server.knows_range = 100_000, False
-    with pytest.raises(CheckpointError, match="cannot be fetched"):
+    with pytest.raises(DownloadError, match="cannot be fetched"):
         fetch(server, tmp_path / "file.pt", attempts=3)
     assert len(server.ranges) == 3
 
 
 def test_a_file_that_changed_meanwhile_is_not_joined_to_the_old_piece(server: Server, tmp_path: Path) -> None:
     server.cut_after = 100_000
-    with pytest.raises(CheckpointError):
+    with pytest.raises(DownloadError):
         fetch(server, tmp_path / "file.pt", attempts=1)
     server.cut_after, server.etag, server.content = None, '"two"', CONTENT[::-1]
     fetch(server, tmp_path / "file.pt", sha256=None)
@@ -166,14 +166,22 @@ def test_without_a_told_length_the_end_of_the_connection_is_the_end(server: Serv
 
 
 def test_a_wrong_checksum_leaves_nothing_behind(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"checksum of file.pt is {SHA256} instead of 00"):
+    with pytest.raises(DownloadError, match=f"checksum of file.pt is {SHA256} instead of 00"):
         fetch(server, tmp_path / "file.pt", sha256="00")
     assert listing(tmp_path) == set()
 
 
+def test_an_md5_checksum_is_compared_as_well(server: Server, tmp_path: Path) -> None:
+    md5 = hashlib.md5(CONTENT).hexdigest()
+    assert fetch(server, tmp_path / "file.pt", sha256=None, md5=md5).sha256 == SHA256
+    with pytest.raises(DownloadError, match=f"checksum of other.pt is {md5} instead of 11 .md5."):
+        fetch(server, tmp_path / "other.pt", md5="11")
+    assert listing(tmp_path) == {"file.pt"}
+
+
 def test_a_refusal_is_final_and_an_overload_passes(server: Server, tmp_path: Path) -> None:
     server.status = 404
-    with pytest.raises(CheckpointError, match="the server answers 404"):
+    with pytest.raises(DownloadError, match="the server answers 404"):
         fetch(server, tmp_path / "file.pt")
     assert len(server.ranges) == 1
     server.status, server.n_errors = 503, 2
@@ -182,7 +190,7 @@ def test_a_refusal_is_final_and_an_overload_passes(server: Server, tmp_path: Pat
 
 
 def test_no_server_is_told_after_the_last_attempt(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be fetched"):
+    with pytest.raises(DownloadError, match="cannot be fetched"):
         download(
             "http://127.0.0.1:9/model.pt", tmp_path / "file.pt", patience=Patience(attempts=2, first_wait=0)
         )
@@ -220,7 +228,7 @@ def test_an_unknown_checksum_is_said_aloud_and_a_known_one_is_compared(
     assert "could not be verified" in note
     (note,) = catalogue.fetch(entry(server, sha256=SHA256), tmp_path / "b.pt", lambda done, total: None)
     assert "as published" in note
-    with pytest.raises(CheckpointError, match="checksum"):
+    with pytest.raises(DownloadError, match="checksum"):
         catalogue.fetch(entry(server, sha256="00"), tmp_path / "c.pt", lambda done, total: None)
 
 
