@@ -134,6 +134,12 @@ def read_labels(path: Path) -> list[tuple[int, int, float | None]]:
     return labels
 
 
+def count_labels(chunk: Chunk) -> int:
+    """The number of lines of a chunk's txt file, one per frame."""
+    with _open_text(chunk.labels) as file:
+        return sum(1 for _ in _readable(file, chunk.labels))
+
+
 def read_chunk(chunk: Chunk) -> Iterator[System]:
     """The labelled systems of a chunk; raises DataError unless both files have the same number of frames."""
     labels = read_labels(chunk.labels)

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import threading
+import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,77 +13,18 @@ from ocpgem import download as module
 from ocpgem.download import Patience, download
 from ocpgem.errors import DownloadError, RequestError
 from ocpgem.models.import_weights import catalogue
+from tests.file_server import Server, serving
 from tests.tiny_runs import listing
 
 CONTENT = bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-@dataclass
-class Server:
-    """How the local server behaves, and what it was asked."""
-
-    url: str = ""
-    content: bytes = CONTENT
-    etag: str | None = '"one"'
-    cut_after: int | None = None
-    """Bytes of each answer after which the connection is cut."""
-    knows_range: bool = True
-    tells_length: bool = True
-    status: int | None = None
-    """An error that it answers instead, as long as `n_errors` lasts."""
-    n_errors: int = 10**9
-    ranges: list[str | None] = field(default_factory=list)
-
-
-def handler(server: Server) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            wanted = self.headers.get("Range")
-            server.ranges.append(wanted)
-            if server.status is not None and server.n_errors > 0:
-                server.n_errors -= 1
-                self.send_error(server.status)
-                return
-            content, first = server.content, 0
-            unchanged = self.headers.get("If-Range") in (None, server.etag)
-            if wanted and server.knows_range and unchanged:
-                first = int(wanted.removeprefix("bytes=").removesuffix("-"))
-                if first >= len(content):
-                    self.send_response(416)
-                    self.send_header("Content-Range", f"bytes */{len(content)}")
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-                    return
-                self.send_response(206)
-                self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-            else:
-                self.send_response(200)
-            if server.tells_length:
-                self.send_header("Content-Length", str(len(content) - first))
-            if server.etag is not None:
-                self.send_header("ETag", server.etag)
-            self.end_headers()
-            self.wfile.write(content[first:][: server.cut_after])
-
-        def log_message(self, *arguments: object) -> None:
-            """Say nothing."""
-
-    return Handler
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
-    behaviour = Server()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), handler(behaviour))
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    behaviour.url = f"http://127.0.0.1:{http.server_port}/model.pt"
-    yield behaviour
-    http.shutdown()
-    thread.join()
-    http.server_close()
+    with serving(Server(CONTENT)) as behaviour:
+        yield behaviour
 
 
 def fetch(server: Server, path: Path, **options: Any) -> module.Downloaded:
@@ -110,6 +49,30 @@ def test_a_cut_connection_is_taken_up_where_it_broke(server: Server, tmp_path: P
     assert (tmp_path / "file.pt").read_bytes() == CONTENT
     assert server.ranges == [None, "bytes=150000-", "bytes=300000-", "bytes=450000-"]
     assert listing(tmp_path) == {"file.pt"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cuts_at_random_places_cost_nothing(server: Server, tmp_path: Path, seed: int) -> None:
+    server.random_cuts = random.Random(seed)
+    fetch(server, tmp_path / "file.pt")
+    assert (tmp_path / "file.pt").read_bytes() == CONTENT
+    starts = [int(asked.removeprefix("bytes=").removesuffix("-")) for asked in server.ranges if asked]
+    assert len(starts) >= 2
+    assert starts == sorted(set(starts))
+
+
+def test_a_length_told_too_short_is_not_taken_for_the_file(server: Server, tmp_path: Path) -> None:
+    server.told_length = 1000
+    with pytest.raises(DownloadError, match=r"checksum of file.pt is"):
+        fetch(server, tmp_path / "file.pt")
+    assert listing(tmp_path) == set()
+
+
+def test_a_length_told_too_long_is_asked_for_again(server: Server, tmp_path: Path) -> None:
+    server.told_length = 10**9
+    fetch(server, tmp_path / "file.pt")
+    assert (tmp_path / "file.pt").read_bytes() == CONTENT
+    assert server.ranges == [None, f"bytes={len(CONTENT)}-"]
 
 
 def test_a_later_call_goes_on_from_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
