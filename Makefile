@@ -4,7 +4,7 @@ TEST_WORKERS ?= auto
 PYTEST := $(PYTHON_IN_VENV) -m pytest -n $(TEST_WORKERS) --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full demo test quick lint format clean
+.PHONY: help setup setup-full demo slurm test quick lint format clean
 
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -18,7 +18,10 @@ setup-full: ## the same and torch-scatter, compiled once per machine (3 to 8 min
 demo: setup ## build a small data set, train a GemNet on it, evaluate it and draw the result
 	@$(PYTHON_IN_VENV) tools/demo.py
 
-test: setup-full lint ## everything that CI runs: lint, types, import order and all tests
+slurm: ## as root on Debian: install SLURM (15 s), for the tests on a real cluster and slurm/local_cluster.sh
+	@if [ "$$(id -u)" = 0 ]; then slurm/local_cluster.sh install || echo "without SLURM: its tests will say so"; fi
+
+test: setup-full lint slurm ## everything that CI runs: lint, types, import order and all tests
 	@$(PYTEST)
 
 quick: setup ## the tests that take seconds

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ocpgem import __version__
-from ocpgem.commands import data, evaluation, information, released, training
+from ocpgem.commands import cluster, data, evaluation, information, released, training
 from ocpgem.errors import INTERRUPTED, OcpgemError, RequestError
 
 Command = Callable[[argparse.Namespace], int]
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 1 the work failed, 2 the request was wrong, 75 stopped in good order by the system and to be started again,
     130 stopped by the user.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = _without_local_rank(list(sys.argv[1:] if argv is None else argv))
     args = _parse(arguments)
     try:
         nproc = getattr(args, "nproc", 1)
@@ -42,11 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from ocpgem.launch.local import run_local
 
             return run_local(_without_nproc(arguments), nproc)
+        if hasattr(args, "nproc") and "SLURM_JOB_ID" in os.environ:
+            from ocpgem.launch.rank_environment import adopt_slurm_ranks
+
+            adopt_slurm_ranks(os.environ)
         command: Command = args.command
         return command(args)
     except OcpgemError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        _report(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
@@ -59,16 +62,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a path that may not be read or written, a full disk
         if error.strerror is None:
             raise
-        if os.environ.get("RANK", "0") == "0":
-            place = f"{error.filename}: " if error.filename else ""
-            print(f"error: {place}{error.strerror}", file=sys.stderr)
+        _report(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
         return OcpgemError.exit_code
+
+
+def _report(error: str) -> None:
+    """Print an error: rank 0 for all, and under SLURM, where nobody collects what a rank says, every rank."""
+    rank = os.environ.get("RANK", "0")
+    if rank == "0":
+        print(f"error: {error}", file=sys.stderr)
+    elif "SLURM_JOB_ID" in os.environ:
+        print(f"[rank {rank}] error: {error}", file=sys.stderr)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the command line; overrides (KEY=VALUE) may also stand behind options."""
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)
+    if hasattr(args, "rest"):  # options of the command that a job is to run
+        args.rest = rest
+        return args
     unknown = [item for item in rest if item.startswith("-") or "=" not in item]
     if rest and (unknown or not hasattr(args, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
@@ -90,9 +103,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ocpgem {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (training, evaluation, data, released, information):
+    for group in (training, evaluation, data, released, cluster, information):
         group.add_commands(commands)
     return parser
+
+
+def _without_local_rank(arguments: list[str]) -> list[str]:
+    """Drop what the deepspeed launcher adds to the command; LOCAL_RANK says the same."""
+    if "LOCAL_RANK" not in os.environ:
+        return arguments
+    return [argument for argument in arguments if not argument.startswith("--local_rank=")]
 
 
 def _without_nproc(arguments: list[str]) -> list[str]:

@@ -21,6 +21,8 @@ from ocpgem.files import write_text
 from ocpgem.train.config import TrainConfig
 
 LOCK_FILE = ".lock"
+_BEFORE_A_RUN = {LOCK_FILE, "jobs"}
+"""What a folder may hold that is given to a new run: the lock, and the jobs that were submitted for it."""
 CHANGEABLE = {
     "steps",
     "log_every_steps",
@@ -56,27 +58,37 @@ class RunDirectory:
         A run that failed before its first result may be begun anew with another configuration. Raises RequestError
         naming the keys that differ.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RequestError(f"{self.path} is a file; choose another --run-dir")
         self._is_new = not self.path.exists()
         config_file = self.path / "config.yaml"
         if config_file.is_file():
             self._take_lock()
-            previous = parse_config(config_file.read_text(), TrainConfig, str(config_file))
-            differing = _differing_keys(previous.model_dump(), config.model_dump())
-            if differing and not self._has_results():
-                self._begin_anew()
-            elif differing:
-                raise RequestError(
-                    f"{self.path} holds a run with another configuration ({', '.join(differing)} differ); "
-                    "choose another --run-dir or remove it"
-                )
-        elif self.path.exists() and any(file.name != LOCK_FILE for file in self.path.iterdir()):
-            raise RequestError(f"{self.path} is not empty and holds no run; choose another --run-dir")
+        if self.check(config):
+            self._begin_anew()
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         write_text(config_file, dump_config(config))
         write_text(self.path / "environment.json", json.dumps(environment() | facts, indent=2) + "\n")
+
+    def check(self, config: TrainConfig) -> bool:
+        """Raise RequestError where `prepare` would refuse the folder; nothing is changed.
+
+        Returns whether it holds what a run with another configuration left that failed before its first result.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RequestError(f"{self.path} is a file; choose another --run-dir")
+        config_file = self.path / "config.yaml"
+        if not config_file.is_file():
+            if self.path.exists() and any(file.name not in _BEFORE_A_RUN for file in self.path.iterdir()):
+                raise RequestError(f"{self.path} is not empty and holds no run; choose another --run-dir")
+            return False
+        previous = parse_config(config_file.read_text(), TrainConfig, str(config_file))
+        differing = _differing_keys(previous.model_dump(), config.model_dump())
+        if differing and self._has_results():
+            raise RequestError(
+                f"{self.path} holds a run with another configuration ({', '.join(differing)} differ); "
+                "choose another --run-dir or remove it"
+            )
+        return bool(differing)
 
     def _take_lock(self) -> None:
         """Let no second process train here until this one ends, however it ends."""

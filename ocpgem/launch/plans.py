@@ -1,0 +1,156 @@
+"""From a request to a plan: everything is read, resolved and checked before anything is queued or written."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ocpgem.config import dump_config, load_config
+from ocpgem.errors import OcpgemError, RequestError
+from ocpgem.launch.job_states import jobs_of_run, state_of
+from ocpgem.launch.preflight import (
+    Findings,
+    check_account,
+    check_folder,
+    check_partition,
+    check_paths,
+    checked,
+)
+from ocpgem.launch.profile import ClusterProfile
+from ocpgem.launch.records import Element
+from ocpgem.launch.slurm import have_slurm
+from ocpgem.launch.submission import FROZEN_CONFIG, Plan, job_name
+from ocpgem.launch.sweep import SweepSection, names_of, overrides_of
+from ocpgem.train.config import TrainConfig
+from ocpgem.train.run import run_path
+from ocpgem.train.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What `submit CONFIG` was given."""
+
+    config: Path
+    overrides: list[str]
+    profile: ClusterProfile
+    run_dir: Path | None = None
+    name: str | None = None
+    sweep: SweepSection | None = None
+    snapshot: bool = False
+
+
+def plan_training(request: TrainRequest, found: Findings) -> Plan:
+    """Resolve the configuration, or those of a sweep, and check every run. Mistakes go into `found`.
+
+    Raises ConfigError where a configuration is wrong.
+    """
+    home = (request.run_dir or run_path(request.config)).resolve()
+    settings = request.sweep.runs() if request.sweep else [{}]
+    places = [home] if request.sweep is None else [home / name for name in names_of(settings)]
+    configs = [
+        load_config(request.config, [*request.overrides, *overrides_of(each)], TrainConfig)
+        for each in settings
+    ]
+    check_folder(home, found)
+    for config, place in zip(configs, places, strict=True):
+        checked(lambda config=config, place=place: RunDirectory(place).check(config), found)  # type: ignore[misc]
+        _check_active(place, found)
+    for config in {dump_config(each): each for each in configs}.values():
+        check_training(config, request.profile, found)
+    found.mistakes = list(dict.fromkeys(found.mistakes))
+    return Plan(
+        kind="train",
+        name=request.name or job_name("train", home),
+        home=home,
+        elements=[
+            Element(str(place), ["train", FROZEN_CONFIG, "--run-dir", str(place)], config.steps)
+            for config, place in zip(configs, places, strict=True)
+        ],
+        configs=[dump_config(config) for config in configs],
+        profile=request.profile,
+        parallel=request.sweep.parallel if request.sweep else None,
+        snapshot=request.snapshot,
+    )
+
+
+def check_training(config: TrainConfig, profile: ClusterProfile, found: Findings) -> None:
+    """The files that a run reads, and whether its ranks have something to do."""
+    before = len(found.mistakes)
+    files = [("data", Path(path)) for path in config.data.files]
+    if config.scale_factors.file is not None:
+        files.append(("scale_factors.file", Path(config.scale_factors.file)))
+    check_paths(files, found)
+    if len(found.mistakes) == before:
+        from ocpgem.train.datasets import open_training_set, open_validation_sets
+
+        checked(lambda: open_training_set(config.data), found)
+        checked(lambda: open_validation_sets(config.data), found)
+    if config.data.batch_size < profile.n_ranks:
+        found.mistakes.append(
+            f"data.batch_size is {config.data.batch_size} systems over all ranks, fewer than the "
+            f"{profile.n_ranks} ranks ({profile.nodes} nodes x {profile.ranks_per_node}); raise it or use fewer ranks"
+        )
+    loaders = config.data.workers + 1
+    if profile.cpus_per_task is not None and profile.cpus_per_task < loaders:
+        found.notes.append(
+            f"cpus_per_task is {profile.cpus_per_task}, but each rank runs {loaders} processes (data.workers + 1)"
+        )
+
+
+def plan_command(
+    args: Namespace, words: Sequence[str], profile: ClusterProfile, run_dir: Path | None, found: Findings
+) -> Plan:
+    """A job that runs `evaluate`, `predict` or `relax`; `args` are its parsed arguments, `words` as they were given."""
+    kind = words[0]
+    if getattr(args, "nproc", 1) != 1:
+        raise RequestError(
+            "--nproc starts ranks on this machine; on a cluster give --nodes and --tasks-per-node"
+        )
+    checkpoint = Path(args.checkpoint)
+    home = run_dir or (checkpoint if checkpoint.is_dir() else Path("runs") / f"{kind}-{checkpoint.stem}")
+    paths = [("checkpoint", checkpoint)]
+    data = getattr(args, "data", None) or []
+    for item in data if isinstance(data, list) else [data]:
+        path = str(item)
+        named = path.partition("=")[2]
+        paths.append(("--data", Path(named if named and not Path(path).exists() else path)))
+    check_paths(paths, found)
+    for option in ("out", "json"):
+        target = getattr(args, option, None)
+        if target is not None and not Path(target).parent.is_dir():
+            found.mistakes.append(f"--{option}: {Path(target).parent} is not a folder")
+    check_folder(home.resolve(), found)
+    return Plan(
+        kind=kind,
+        name=job_name(kind, home.resolve()),
+        home=home.resolve(),
+        elements=[Element(str(home.resolve()), list(words))],
+        configs=[],
+        profile=profile,
+    )
+
+
+def check_cluster(profile: ClusterProfile, found: Findings) -> None:
+    """What SLURM says of partition, account and limits. Raises RequestError where there is no SLURM."""
+    if not have_slurm():
+        raise RequestError(
+            "there is no SLURM here (sbatch and scontrol are missing); run submit on a login node, rehearse with "
+            "slurm/local_cluster.sh, or look at the script with --dry-run"
+        )
+    check_partition(profile, found)
+    check_account(profile, found)
+
+
+def _check_active(run_dir: Path, found: Findings) -> None:
+    """Two jobs must not train in one run directory."""
+    try:
+        jobs = [job for job in jobs_of_run(run_dir) if job.submission.kind == "train"]
+    except OcpgemError:
+        return
+    for job in jobs:
+        state = state_of(job)
+        if state.active:
+            found.mistakes.append(
+                f"{run_dir} is in use by job {job.number} ({state.name}); cancel it first "
+                f"(python main.py cancel {run_dir}) or choose another --run-dir"
+            )
