@@ -11,7 +11,7 @@ from ocpgem.commands.output import make_console
 from ocpgem.errors import OcpgemError, RequestError
 
 if TYPE_CHECKING:
-    from ocpgem.launch.job_states import Job
+    from ocpgem.launch.job_states import Job, State
     from ocpgem.launch.preflight import Findings
     from ocpgem.launch.profile import ClusterProfile
     from ocpgem.launch.submission import Plan
@@ -214,63 +214,52 @@ def _span(first: int, last: int) -> str:
 def _jobs(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from ocpgem.launch.job_states import last_error, progress_of, state_of
+    from ocpgem.launch.job_states import state_of
 
-    jobs = _known_jobs(args.runs)
     table = Table()
-    for column in (
-        "job",
-        "what",
-        "run",
-        "state",
-        "step",
-        "loss",
-        "systems/s",
-        "run left",
-        "limit in",
-        "last error or detail",
-    ):
-        left = column in ("job", "what", "run", "state", "last error or detail")
+    for column in _COLUMNS:
+        right = column in ("step", "loss", "systems/s", "run left", "limit in")
         table.add_column(
-            column, justify="left" if left else "right", no_wrap=column == "job", overflow="fold"
+            column, justify="right" if right else "left", no_wrap=column == "job", overflow="fold"
         )
     hidden = 0
-    for job in jobs:
+    yesterday = time.time() - 86_400
+    for job in _known_jobs(args.runs):
         state = state_of(job)
-        if not (state.active or args.all or args.runs or job.submission.submitted > time.time() - 86_400):
+        if state.active or args.all or args.runs or job.submission.submitted > yesterday:
+            table.add_row(*_row(job, state))
+        else:
             hidden += 1
-            continue
-        now = progress_of(job) if job.submission.kind == "train" else None
-        step = (
-            ""
-            if now is None or now.step is None
-            else f"{now.step}/{now.total}"
-            if now.total
-            else str(now.step)
-        )
-        detail = state.detail or (last_error(job) if not state.active and state.name != "FINISHED" else "")
-        restarts = f" (restart {state.restarts})" if state.restarts else ""
-        table.add_row(
-            job.number,
-            job.submission.kind,
-            _shown(job.run_dir),
-            state.name + restarts,
-            step,
-            _number(now and now.loss, ".4g"),
-            _number(now and now.systems_per_second, ".1f"),
-            _duration(now.seconds_left if now is not None and state.name == "RUNNING" else None),
-            _duration(state.seconds_left),
-            detail,
-        )
     if table.row_count:
         console = make_console()
-        console.width = max(console.width, 160) if not console.is_terminal else console.width
+        console.width = console.width if console.is_terminal else 160
         console.print(table)
     else:
         print("no jobs of this project" + ("" if args.runs else "; submit notes them in runs/jobs.jsonl"))
     if hidden:
         print(f"{hidden} that ended more than a day ago are not shown; --all shows them")
     return 0
+
+
+def _row(job: "Job", state: "State") -> list[str]:
+    """What the table of jobs says of one."""
+    from ocpgem.launch.job_states import Progress, last_error, progress_of
+
+    now = progress_of(job) if job.submission.kind == "train" else Progress()
+    step = "" if now.step is None else str(now.step)
+    ended_badly = not state.active and state.name != "FINISHED"
+    return [
+        job.number,
+        job.submission.kind,
+        _shown(job.run_dir),
+        state.name + (f" (restart {state.restarts})" if state.restarts else ""),
+        f"{step}/{now.total}" if step and now.total else step,
+        _number(now.loss, ".4g"),
+        _number(now.systems_per_second, ".1f"),
+        _duration(now.seconds_left if state.name == "RUNNING" else None),
+        _duration(state.seconds_left),
+        state.detail or (last_error(job) if ended_badly else ""),
+    ]
 
 
 def _known_jobs(runs: list[Path]) -> "list[Job]":

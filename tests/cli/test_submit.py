@@ -1,0 +1,130 @@
+"""`submit --dry-run` and what is refused, without any cluster; tests/slurm holds those on a real one."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ocpgem.cli import main
+from tests.tiny_runs import ROOT, listing, tiny_settings, write_settings, write_tiny_data
+
+CLUSTER = str(ROOT / "slurm" / "local_cluster.yaml")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    train, val = write_tiny_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin-without-slurm")
+    return write_settings(tmp_path / "tiny.yml", tiny_settings(train, val))
+
+
+def test_a_dry_run_shows_the_script_and_the_ranks_and_writes_nothing(
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = listing(tmp_path)
+    words = [
+        "submit",
+        str(config),
+        "--cluster",
+        str(ROOT / "slurm" / "example.yaml"),
+        "--nodes",
+        "2",
+        "--dry-run",
+    ]
+    assert main([*words, "optim.lr=1e-3", "data.batch_size=8", "--set", "mail.when=[fail]"]) == 0
+    out = capsys.readouterr().out
+    for line in (
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=4",
+        "#SBATCH --gpus-per-node=4",
+        "#SBATCH --cpus-per-task=8",
+        "#SBATCH --mem=240G",
+        "#SBATCH --time=1440",
+        "#SBATCH --partition=gpu",
+        "#SBATCH --account=my_project",
+        "#SBATCH --mail-user=me@example.org",
+        "#SBATCH --mail-type=FAIL",
+        "#SBATCH --exclusive",
+        "#SBATCH --signal=USR2@120",
+        "#SBATCH --requeue",
+        "module load cuda/12.8",
+    ):
+        assert line in out.splitlines()
+    assert "--kill-on-bad-exit=1" in out
+    assert "│ 1    │ 4-7   │ 0-3  │ 32    │" in out
+    assert "dry run: nothing was queued and nothing was written" in out
+    assert listing(tmp_path) == before
+
+
+def test_a_sweep_is_an_array_with_a_run_directory_each(
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "sweep.yml").write_text("grid: {optim.lr: [1e-3, 1e-4], seed: [0, 1]}\nparallel: 2\n")
+    assert main(["submit", str(config), "--cluster", CLUSTER, "--sweep", "sweep.yml", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "#SBATCH --array=0-3%2" in out
+    assert (
+        f"[3] each rank: python main.py train <frozen configuration> --run-dir {tmp_path}/runs/tiny/003_lr=0.0001"
+        in out
+    )
+
+
+def test_every_mistake_is_told_at_once(
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["val"] = {"a": "nowhere"}
+    write_settings(config, settings)
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "thesis.tex").touch()
+    assert main(["submit", str(config), "--cluster", CLUSTER, "--nodes", "4", "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert "nothing was queued; 3 mistakes:" in error
+    assert "is not empty and holds no run" in error
+    assert "data: nowhere does not exist" in error
+    assert "data.batch_size is 4 systems over all ranks, fewer than the 8 ranks (4 nodes x 2)" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tiny.yml", "--cluster", CLUSTER], "there is no SLURM here"),
+        (["tiny.yml", "--cluster", CLUSTER, "--dry-run", "optim.lr=-1"], "optim.lr is -1"),
+        (["tiny.yml", "--cluster", CLUSTER, "--dry-run", "--steps=3"], "submit does not know --steps=3"),
+        (["absent.yml", "--cluster", CLUSTER, "--dry-run"], "absent.yml: there is no such file"),
+        (["tiny.yml", "--cluster", "absent.yaml", "--dry-run"], "absent.yaml: there is no such file"),
+        (["tiny.yml", "--cluster", CLUSTER, "--time", "1-", "--dry-run"], "time is '1-'"),
+        (
+            ["evaluate", "model.pt", "--data", "train", "--cluster", CLUSTER, "--dry-run"],
+            "checkpoint: model.pt does not",
+        ),
+        (["evaluate", "--cluster", CLUSTER, "--dry-run"], "the following arguments are required: CHECKPOINT"),
+        (["evaluate", "tiny.yml", "--nproc", "2", "--cluster", CLUSTER], "give --nodes and --tasks-per-node"),
+        (
+            ["predict", "tiny.yml", "--data", "x", "--out", "no/y.npz", "--cluster", CLUSTER, "--dry-run"],
+            "no is not a folder",
+        ),
+        (
+            ["evaluate", "tiny.yml", "--sweep", "s", "--cluster", CLUSTER, "--dry-run"],
+            "--sweep is for training",
+        ),
+    ],
+)
+def test_a_wrong_request_is_answered_in_a_sentence(
+    config: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert not Path("runs").exists()
+
+
+def test_runs_without_jobs_are_told(config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["jobs"]) == 0
+    assert "no jobs of this project" in capsys.readouterr().out
+    assert main(["logs", "runs/none"]) == 2
+    assert "runs/none does not exist" in capsys.readouterr().err
+    assert main(["cancel", str(tmp_path)]) == 2
+    assert "nothing was submitted for it" in capsys.readouterr().err
