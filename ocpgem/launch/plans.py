@@ -85,9 +85,10 @@ def check_training(config: TrainConfig, profile: ClusterProfile, found: Findings
 
         checked(lambda: open_training_set(config.data), found)
         checked(lambda: open_validation_sets(config.data), found)
-    if config.data.batch_size < profile.n_ranks:
+    size = config.data.batch_size
+    if isinstance(size, int) and size < profile.n_ranks:
         found.mistakes.append(
-            f"data.batch_size is {config.data.batch_size} systems over all ranks, fewer than the "
+            f"data.batch_size is {size} systems over all ranks, fewer than the "
             f"{profile.n_ranks} ranks ({profile.nodes} nodes x {profile.ranks_per_node}); raise it or use fewer ranks"
         )
     loaders = config.data.workers + 1
