@@ -6,7 +6,6 @@ hardware with the same steps; only who computes them differs.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ocpgem.data.balance import balance
 from ocpgem.data.cost import SYSTEMS, Batching
 from ocpgem.data.draws import Draws
 from ocpgem.data.sizes import SizeTable
@@ -145,11 +145,11 @@ def split_batch(
     """
     n_micro = 1 if limit is None else max(1, -(-int(limit[0].sum()) // (world_size * limit[1])))
     while True:
-        bins, loads = balance(work, world_size * n_micro)
+        bins = balance(work, world_size * n_micro)
         if limit is None or max(int(limit[0][chosen].sum()) for chosen in bins) <= limit[1]:
             break
         n_micro += 1
-    by_load = np.argsort(-loads, kind="stable")
+    by_load = np.argsort([-int(work[chosen].sum()) for chosen in bins], kind="stable")
     mine = []
     for micro in range(n_micro):
         # Forth and back, so that nobody gets the largest of every round.
@@ -159,22 +159,6 @@ def split_batch(
             mine.append(np.array(sorted(chosen)))
     n_padding = n_micro - len(mine)
     return mine + [np.array([int(np.argmin(work))])] * n_padding, n_padding
-
-
-def balance(cost: Ints, n_bins: int) -> tuple[list[list[int]], Ints]:
-    """Items into bins of similar total cost: the most expensive first, each into the cheapest bin so far.
-
-    Returns the items of every bin and the bins' totals. No bin is empty unless there are fewer items.
-    """
-    bins: list[list[int]] = [[] for _ in range(n_bins)]
-    heap = [(0, 0, number) for number in range(n_bins)]  # total, items, bin
-    loads = np.zeros(n_bins, dtype=np.int64)
-    for item in np.argsort(-cost, kind="stable").tolist():
-        load, count, number = heap[0]
-        bins[number].append(item)
-        loads[number] = load + int(cost[item])
-        heapq.heapreplace(heap, (int(loads[number]), count + 1, number))
-    return bins, loads
 
 
 def plan_evaluation(work: Ints, rank: int, world_size: int, caps: Sequence[tuple[Ints, int]]) -> list[Ints]:

@@ -3,9 +3,11 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from benchmarks.balance import oc20_sizes
+from ocpgem.data.balance import balance
 from ocpgem.data.cost import ATOMS, STORED_EDGES, SYSTEMS, Batching, Budget
 from ocpgem.data.draws import all_once
-from ocpgem.data.plan import TrainPlan, balance, plan_evaluation, split_batch
+from ocpgem.data.plan import TrainPlan, plan_evaluation, split_batch
 from ocpgem.data.sizes import SIZES
 from ocpgem.errors import RequestError
 
@@ -79,7 +81,7 @@ def test_more_ranks_than_systems_are_padded_with_the_smallest():
 
 
 def test_systems_without_edges_still_fill_every_bin():
-    bins, _ = balance(np.zeros(4, dtype=int), 4)
+    bins = balance(np.zeros(4, dtype=int), 4)
     assert all(len(items) == 1 for items in bins)
 
 
@@ -111,3 +113,20 @@ def test_evaluation_gives_every_rank_work_where_it_can():
 
 def test_evaluation_of_nothing_is_no_batches():
     assert plan_evaluation(np.array([], dtype=int), 0, 2, [(np.array([], dtype=int), 8)]) == []
+
+
+@pytest.mark.parametrize("n_ranks", [8, 64, 512])
+def test_the_slowest_ranks_edges_are_within_5_per_cent_of_the_mean(n_ranks):
+    """On the sizes of OC20, with a budget of edges for about 8 systems a rank (benchmarks/balance.py)."""
+    rows = oc20_sizes(20_000)
+    per_rank = 8 * rows["n_edges"].mean()
+    run = plan(rows, Budget(STORED_EDGES, int(n_ranks * per_rank)))
+    for step in first_steps(run, 1):
+        micro_batches = [run.share(step, rank, n_ranks).micro_batches for rank in (0, n_ranks - 1)]
+        assert all(len(micros) == 1 for micros in micro_batches)
+        edges = [rows["n_edges"][micro].sum() for (micro,) in micro_batches]
+        everyone = [
+            rows["n_edges"][step.systems[items]].sum() for items in balance(step.rows["n_edges"], n_ranks)
+        ]
+        assert max(everyone) < 1.05 * np.mean(everyone)
+        assert set(edges) <= set(everyone)
