@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ocpgem.errors import CheckpointError
-from ocpgem.models.potential import MAX_ATOMIC_NUMBER, Normalization
+from ocpgem.models.normalization import MAX_ATOMIC_NUMBER, Normalization, table_of
 
 _ENERGY_NAMES, _FORCES_NAMES = ("energy", "target"), ("forces", "grad_target")
 
@@ -66,10 +66,7 @@ def to_released(normalization: Normalization, has_forces: bool) -> dict[str, Any
         normalizers["forces"] = _state(0.0, normalization.forces_std)
     references: dict[str, Any] = {}
     if normalization.element_energies:
-        table = torch.zeros(MAX_ATOMIC_NUMBER + 1, dtype=torch.float64)
-        for number, energy in normalization.element_energies.items():
-            table[number] = energy
-        references["energy"] = {"element_references": _narrowed(table)}
+        references["energy"] = {"element_references": _narrowed(table_of(normalization.element_energies))}
     return {"normalizers": normalizers, "elementrefs": references}
 
 
