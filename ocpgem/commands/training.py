@@ -1,4 +1,4 @@
-"""Commands that train: `train`, `fit-scales`."""
+"""Commands that train: `train`, `fit-scales`, `fit-targets`."""
 
 import argparse
 from pathlib import Path
@@ -11,6 +11,7 @@ from ocpgem.errors import RequestError
 if TYPE_CHECKING:
     from ocpgem.train.loop import TrainSummary
     from ocpgem.train.signals import StopRequest
+    from ocpgem.train.targets import Targets
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -29,6 +30,14 @@ def add_commands(commands: Subparsers) -> None:
     config_arguments(fit)
     fit.add_argument("--out", type=Path, required=True, help="JSON file to write, for scale_factors.file")
     fit.set_defaults(command=_fit_scales)
+
+    targets = commands.add_parser(
+        "fit-targets", help="fit the normalisation and the energies of elements to a configuration's data"
+    )
+    config_arguments(targets)
+    targets.add_argument("--out", type=Path, required=True, help="JSON file to write, for normalization.file")
+    nproc_argument(targets)
+    targets.set_defaults(command=_fit_targets)
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -110,3 +119,54 @@ def _fit_scales(args: argparse.Namespace) -> int:
     print(f"written to {args.out}; name it as scale_factors.file in a configuration")
     print(f"variances of the activations with and without the factors drawn in {figure}")
     return 0
+
+
+def _fit_targets(args: argparse.Namespace) -> int:
+    from ocpgem.config import load_config
+    from ocpgem.train.config import TrainConfig
+
+    config = load_config(args.config, args.overrides, TrainConfig)
+    require_parent(args.out)
+    if not config.normalization.fits_something:
+        raise RequestError(
+            f"the normalization of {args.config} fits nothing; add normalization=fit, "
+            "normalization.element_references.fit=least_squares or both"
+        )
+    from ocpgem.files import write_text
+    from ocpgem.parallel import group
+    from ocpgem.train.datasets import open_training_set
+    from ocpgem.train.targets import fit_targets
+
+    group.init_from_environment("cpu")
+    train_set = open_training_set(config.data)
+    targets = fit_targets(
+        config.normalization, train_set, config.loss.forces > 0, "fitting the normalisation"
+    )
+    if group.is_main():
+        write_text(args.out, targets.normalization.model_dump_json(indent=2) + "\n")
+        _print_targets(targets)
+        print(f"written to {args.out}; name it as normalization.file in a configuration")
+    group.shutdown()
+    return 0
+
+
+def _print_targets(targets: "Targets") -> None:
+    from ase.data import chemical_symbols
+    from rich.table import Table
+
+    from ocpgem.train.targets import describe_targets
+
+    assert targets.moments is not None, "something was fitted"
+    console = make_console()
+    energies = targets.normalization.element_energies
+    if energies:
+        table = Table(title="energies of elements", title_justify="left")
+        for column in ("element", "records", "energy (eV)"):
+            table.add_column(column, justify="left" if column == "element" else "right")
+        for number, energy in sorted(energies.items()):
+            n_records = int(targets.moments.n_records[number])
+            table.add_row(chemical_symbols[number], f"{n_records:,}", f"{energy:.6f}")
+        console.print(table)
+    for remark in targets.remarks:
+        console.print(remark, highlight=False, soft_wrap=True)
+    print(f"normalisation: {describe_targets(targets.normalization)}")

@@ -38,17 +38,21 @@ def collate(
     systems: Sequence[System],
     max_atomic_number: int = MAX_ATOMIC_NUMBER,
     hidden: NDArray[np.bool_] | None = None,
+    elements: Sequence[int] | None = None,
 ) -> Batch:
     """Validate systems and join them: equal to `Batch.from_data_list([to_data(s) for s in systems])`, faster.
 
-    hidden: atoms [n] over all systems whose element is not to be told to the model.
+    hidden: atoms [n] over all systems whose element is not to be told to the model; elements: those that a model has
+    reference energies for, where it has any.
     Raises DataError, naming the system, for values or shapes no model can use, an element beyond
-    `max_atomic_number`, or labels that only some of the systems have.
+    `max_atomic_number` or not among `elements`, or labels that only some of the systems have.
     """
     for system in systems:
         system.check_shapes()
     columns = _columns(systems)
     _check_values(systems, columns, max_atomic_number)
+    if elements is not None and not np.isin(columns["atomic_numbers"], elements).all():
+        raise DataError(_unreferenced(systems, elements))
     if hidden is not None:
         columns["hidden"] = hidden
     return batch_from_columns(columns)
@@ -99,6 +103,21 @@ def _columns(systems: Sequence[System]) -> dict[str, NDArray[Any]]:
             absent, other = systems[present.index(False)], systems[present.index(True)]
             raise DataError(f"{absent.where} has no {key} but {other.where} has; a batch needs all or none")
     return columns
+
+
+def _unreferenced(systems: Sequence[System], elements: Sequence[int]) -> str:
+    """What is wrong with the first system that has an element without a reference energy."""
+    from ase.data import chemical_symbols
+
+    known = ", ".join(chemical_symbols[number] for number in sorted(elements))
+    for system in systems:
+        unknown = np.setdiff1d(system.atomic_numbers, elements)
+        if len(unknown):
+            break
+    return (
+        f"{system.where} holds {chemical_symbols[unknown[0]]}, for which the model has no reference energy; "
+        f"it has them for {known}"
+    )
 
 
 def _check_values(

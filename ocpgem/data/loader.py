@@ -83,6 +83,8 @@ class Recipe:
     max_atomic_number: int = MAX_ATOMIC_NUMBER
     hide_elements: float = 0.0
     """Probability that the model is not told an element of a training system."""
+    elements: tuple[int, ...] | None = None
+    """The elements that the model has reference energies for, where it has any; others are refused."""
 
     def prepare(self, indices: Ints, draw: tuple[int, int] | None = None) -> tuple[Batch, Topology]:
         """The batch of some records and its topology; raises DataError naming the record at fault.
@@ -98,7 +100,7 @@ class Recipe:
                     for system, index in zip(systems, indices.tolist(), strict=True)
                 ]
             )
-        batch = collate(systems, self.max_atomic_number, hidden)
+        batch = collate(systems, self.max_atomic_number, hidden, self.elements)
         edges = []
         for system in systems:
             try:

@@ -70,6 +70,14 @@ def heaviest_element(model: Model) -> int:
     return model.n_elements if isinstance(model, Combined) else model.config.n_elements
 
 
+def referenced_elements(model: Model) -> tuple[int, ...] | None:
+    """The elements that a model, or every member of it, has reference energies for; None where it uses none."""
+    members = [each for each in model.modules() if isinstance(each, Potential)]
+    sets = [each.normalization.elements for each in members]
+    used = [set(elements) for elements in sets if elements is not None]
+    return tuple(sorted(set.intersection(*used))) if used else None
+
+
 def device_of(model: Model) -> torch.device:
     """Where a model computes."""
     return next(model.parameters()).device

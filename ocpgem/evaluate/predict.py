@@ -19,7 +19,14 @@ from ocpgem.data.loader import EvalBatch, EvalLoader, Recipe, WorkerSettings
 from ocpgem.errors import DataError, OcpgemError
 from ocpgem.evaluate.edge_cost import agreed_edge_cost
 from ocpgem.evaluate.metrics import S2EFMetrics, check_finite
-from ocpgem.evaluate.open_model import Model, apply, device_of, graphs_of, heaviest_element
+from ocpgem.evaluate.open_model import (
+    Model,
+    apply,
+    device_of,
+    graphs_of,
+    heaviest_element,
+    referenced_elements,
+)
 from ocpgem.evaluate.prediction_set import PredictionSet, check_target, join, write_predictions
 from ocpgem.evaluate.progress import systems_progress
 from ocpgem.graph.spec import GraphSpec
@@ -122,7 +129,7 @@ def outputs(
     batching = _batching(effort, dataset, graphs)
     loaders = [
         EvalLoader(
-            Recipe(dataset, graph, heaviest_element(potential)),
+            Recipe(dataset, graph, heaviest_element(potential), elements=referenced_elements(potential)),
             batching,
             rank=group.rank(),
             world_size=group.world_size(),

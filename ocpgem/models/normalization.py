@@ -22,7 +22,8 @@ class Normalization(Section):
     energy_std: float = Field(1.0, gt=0, description="eV")
     forces_std: float = Field(1.0, gt=0, description="eV/A")
     element_energies: dict[Annotated[int, Field(ge=1, le=MAX_ATOMIC_NUMBER)], float] = Field(
-        default={}, description="eV by atomic number, added once per atom; an element left out adds nothing"
+        default={},
+        description="eV by atomic number, added once per atom; if any is given, data with other elements are refused",
     )
 
     @property

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -172,6 +172,19 @@ def raise_together(error: OcpgemError | None) -> None:
     first = next((each for each in errors if each is not None), None)
     if first is not None:
         raise first
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Do something on rank 0 only; its result is everybody's result and its error everybody's error."""
+    error: OcpgemError | None = None
+    found: list[T] = []
+    if is_main():
+        try:
+            found.append(work())
+        except OcpgemError as caught:
+            error = caught
+    raise_together(error)
+    return broadcast_object(found)[0]
 
 
 def _all_reduce(tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:

@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from ocpgem.config import Section
 from ocpgem.models.gemnet.config import GemNetConfig
-from ocpgem.models.potential import Normalization
 from ocpgem.train.data_section import DataSetEntry, DataSetSection, SkipSection, as_section
+from ocpgem.train.target_section import NormalizationEntry, NormalizationSection
 
 
 class BatchBudget(Section):
@@ -161,7 +161,7 @@ class TrainConfig(Section):
     log_every_steps: int = Field(10, ge=1)
     data: DataSection
     model: GemNetConfig
-    normalization: Normalization | Literal["fit"] = "fit"
+    normalization: NormalizationEntry = NormalizationSection(fit=True)
     scale_factors: ScaleFactorSection = ScaleFactorSection()
     loss: LossSection = LossSection()
     optim: OptimSection = OptimSection()

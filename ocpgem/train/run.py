@@ -26,11 +26,11 @@ from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
 from ocpgem.train.logger import make_console
 from ocpgem.train.loop import RunParts, TrainingLoop, TrainSummary
-from ocpgem.train.normalize import elements_of, fit_normalization
 from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors, scale_factors
 from ocpgem.train.signals import StopRequest
 from ocpgem.train.state import Checkpoints
+from ocpgem.train.targets import describe_targets, elements_of, fit_targets
 
 log = logging.getLogger("ocpgem")
 _FITTING_BATCH = 16
@@ -79,7 +79,13 @@ def _assemble(
     for line in describe_sets(config.data, train_set, config.seed):
         console.print(line, highlight=False, soft_wrap=True)
     settings = WorkerSettings(workers=config.data.workers, pin_memory=device.type == "cuda")
-    recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements, config.data.hide_elements)
+    recipe = Recipe(
+        train_set,
+        potential.graph_spec,
+        config.model.n_elements,
+        config.data.hide_elements,
+        potential.normalization.elements,
+    )
     costs = prepare_costs(run, train_set, potential.graph_spec)
     batching = train_batching(config.data, costs)
     loader = TrainLoader(recipe, batching, config.seed, group.rank(), group.world_size(), settings)
@@ -108,17 +114,12 @@ def prepare_potential(
     Fitted values are kept in `preparation.json` of the run directory, so that they are fitted once.
     """
     file = run.path / "preparation.json"
-    error: OcpgemError | None = None
-    values = None
-    if group.is_main():  # the other ranks do not look: they could see the file before or after it is written
-        try:
-            values = json.loads(file.read_text()) if file.is_file() else _fit(config, train_set, console)
-            write_text(file, json.dumps(values, indent=2) + "\n")
-        except OcpgemError as caught:
-            error = caught
-    group.raise_together(error)
-    values = group.broadcast_object(values)
-    assert values is not None
+    # Only rank 0 looks: the others could see the file before or after it is written.
+    values = group.on_main(lambda: json.loads(file.read_text()) if file.is_file() else None)
+    if values is None:
+        normalization = _fit_targets(config, train_set, console)
+        values = group.on_main(lambda: _fit(config, train_set, normalization, console))
+    group.on_main(lambda: write_text(file, json.dumps(values, indent=2) + "\n"))
     torch.manual_seed(config.seed)
     potential = Potential(config.model, Normalization.model_validate(values["normalization"]))
     if config.model.shared_embedding:
@@ -128,15 +129,23 @@ def prepare_potential(
     return potential
 
 
-def _fit(config: TrainConfig, train_set: Dataset, console: Console) -> dict[str, Any]:
-    normalization = config.normalization
-    if normalization == "fit":
-        normalization = fit_normalization(train_set, config.loss.forces > 0)
-        console.print(
-            f"normalisation fitted: energy {normalization.energy_mean:.4f} +- {normalization.energy_std:.4f} eV, "
-            f"force components {normalization.forces_std:.4f} eV/A",
-            highlight=False,
-        )
+def _fit_targets(config: TrainConfig, train_set: Dataset, console: Console) -> Normalization:
+    """The normalisation of a new run; every rank reads its part of the records that it is fitted to."""
+    targets = fit_targets(
+        config.normalization, train_set, config.loss.forces > 0, "fitting the normalisation"
+    )
+    for remark in targets.remarks:
+        console.print(remark, highlight=False, soft_wrap=True)
+    if targets.moments is not None:
+        text = f"normalisation fitted: {describe_targets(targets.normalization)}"
+        console.print(text, highlight=False, soft_wrap=True)
+    return targets.normalization
+
+
+def _fit(
+    config: TrainConfig, train_set: Dataset, normalization: Normalization, console: Console
+) -> dict[str, Any]:
+    """What is fitted on rank 0 alone."""
     potential = Potential(config.model, normalization)
     if config.scale_factors.file is not None:
         factors = read_scale_factors(Path(config.scale_factors.file))
@@ -151,9 +160,8 @@ def _fit(config: TrainConfig, train_set: Dataset, console: Console) -> dict[str,
 def fit_scales_of(config: TrainConfig, console: Console) -> list[FittedScale]:
     """Fit the scale factors of a configuration's model, without a run."""
     train_set = open_training_set(config.data)
-    normalization = Normalization() if config.normalization == "fit" else config.normalization
     torch.manual_seed(config.seed)
-    return fit_scales(config, train_set, Potential(config.model, normalization), console)
+    return fit_scales(config, train_set, Potential(config.model, Normalization()), console)
 
 
 def run_path(config_file: Path) -> Path:

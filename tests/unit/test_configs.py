@@ -14,9 +14,10 @@ from ocpgem.data.dataset import InMemoryDataset
 from ocpgem.data.loader import Recipe, TrainLoader
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.model import GemNet
-from ocpgem.models.potential import Normalization, Potential, n_parameters
+from ocpgem.models.potential import Potential, n_parameters
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.loss import GlobalCounts, loss_share
+from ocpgem.train.targets import given_targets
 from tests.tiny_runs import ROOT, random_system
 
 CONFIGS = ROOT / "configs"
@@ -122,7 +123,7 @@ def systems(in_molecules: bool) -> InMemoryDataset:
 def test_a_run_makes_a_step_at_reduced_width(run: str) -> None:
     config = reduced(run)
     torch.manual_seed(0)
-    normalization = config.normalization if config.normalization != "fit" else Normalization()
+    normalization = given_targets(config.normalization)
     potential = Potential(config.model, normalization)
     recipe = Recipe(systems(run.startswith("molecules")), potential.graph_spec, config.model.n_elements)
     step = next(TrainLoader(recipe, 2, config.seed).steps())

@@ -31,7 +31,7 @@ def read_normalization(
     content: Mapping[str, Any], config: Mapping[str, Any], origin: str
 ) -> ReleasedNormalization:
     """The normalisers that the file stores, else those that its configuration names."""
-    found = ReleasedNormalization(element_energies=_element_energies(content.get("elementrefs"), origin))
+    found = ReleasedNormalization(element_energies=element_energies_of(content.get("elementrefs"), origin))
     if not found.element_energies:
         found.absent_references = _references_in_config(config)
     energy = forces = None
@@ -49,9 +49,9 @@ def read_normalization(
         if energy is not None or forces is not None:
             found.source = "from the file's configuration"
     if energy is not None:
-        found.energy_mean, found.energy_std = _mean_and_std(energy, "energy", origin)
+        found.energy_mean, found.energy_std = mean_and_std_of(energy, "energy", origin)
     if forces is not None:
-        mean, found.forces_std = _mean_and_std(forces, "forces", origin)
+        mean, found.forces_std = mean_and_std_of(forces, "forces", origin)
         if mean != 0:
             raise CheckpointError(
                 f"{origin}: forces are normalised by the mean {mean} eV/A; only 0 has a meaning"
@@ -114,7 +114,8 @@ def _from_config(config: Mapping[str, Any]) -> tuple[Any, Any]:
     return energy, forces
 
 
-def _mean_and_std(entry: Any, of: str, origin: str) -> tuple[float, float]:
+def mean_and_std_of(entry: Any, of: str, origin: str) -> tuple[float, float]:
+    """Mean and standard deviation of a released normaliser; raises CheckpointError where it is none."""
     if not isinstance(entry, Mapping):
         raise CheckpointError(
             f"{origin}: the normaliser of {of} is a {type(entry).__name__}, not mean and std"
@@ -133,9 +134,12 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _element_energies(references: Any, origin: str) -> dict[int, float]:
-    """`elementrefs`: energy -> {element_references: [energies by atomic number, in eV]}."""
-    if not references:
+def element_energies_of(references: Any, origin: str) -> dict[int, float]:
+    """`elementrefs`: energy -> {element_references: [energies by atomic number, in eV]}, without those that are 0.
+
+    Raises CheckpointError for anything else.
+    """
+    if references is None or (isinstance(references, Mapping) and not references):
         return {}
     entry = _pick(references, _ENERGY_NAMES) if isinstance(references, Mapping) else None
     table = entry.get("element_references") if isinstance(entry, Mapping) else entry
