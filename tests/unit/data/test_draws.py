@@ -100,6 +100,7 @@ def test_a_mixture_numbers_its_systems_through() -> None:
     assert joined.origin(5) == "two, record 2"
     assert joined.n_atoms.tolist() == [system.n_atoms for system in (*one, two[2], two[0])]
     assert joined.sizes["sid"].tolist() == joined.sids.tolist() == [0, 1, 2, 3, 4, 2, 0]
+    assert joined.rows(np.array([6, 0, 5])).tolist() == joined.sizes[[6, 0, 5]].tolist()
     with pytest.raises(IndexError, match="no system 7"):
         joined[7]
 
