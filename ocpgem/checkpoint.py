@@ -1,10 +1,12 @@
 """Model files: what a potential is (configuration, normalisation) and its weights, in one file that cannot run code."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ocpgem.config import dump_config, parse_config
 from ocpgem.errors import CheckpointError, RequestError, one_line
@@ -18,16 +20,22 @@ _FORMAT, _VERSION = "ocpgem-model", 1
 
 def save_potential(potential: Potential, path: Path, extra: dict[str, Any] | None = None) -> None:
     """Write `potential` to `path`; the file is complete or absent. `extra` holds plain facts (step, metrics)."""
-    content = {
+    with written_whole(path) as file:
+        torch.save(model_content(potential, potential.state_dict(), extra), file)
+
+
+def model_content(
+    potential: Potential, state_dict: Mapping[str, Tensor], extra: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a model file holds: `potential` with the weights of `state_dict`."""
+    return {
         "format": _FORMAT,
         "version": _VERSION,
         "model": dump_config(potential.config),
         "normalization": dump_config(potential.normalization),
-        "state_dict": {key: value.detach().cpu() for key, value in potential.state_dict().items()},
+        "state_dict": {key: value.detach().cpu() for key, value in state_dict.items()},
         "extra": extra or {},
     }
-    with written_whole(path) as file:
-        torch.save(content, file)
 
 
 def load_potential(path: str | Path) -> Potential:

@@ -102,7 +102,7 @@ def command(*words: object) -> list[str]:
 
 
 def run_main(
-    *words: object, cwd: Path | None = None, timeout: float = 120, **options: Any
+    *words: object, cwd: Path | None = None, timeout: float = 250, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """`python main.py WORDS...` in its own process."""
     return subprocess.run(

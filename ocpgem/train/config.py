@@ -140,7 +140,16 @@ class CheckpointSection(Section):
     """When the state of the run is written and how many states are kept."""
 
     every_steps: int = Field(500, ge=1)
-    keep: int = Field(2, ge=1, description="newest checkpoints kept beside the best model")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    keep_every_steps: int | None = Field(
+        None, ge=1, description="checkpoints of multiples of this step are kept for good"
+    )
+    keep_hours: float = Field(0.0, ge=0, description="checkpoints younger than this are kept")
+    keep_best: bool = Field(
+        True,
+        description="keep the checkpoint of the best validation, where one was written at that step; best/ holds the "
+        "model in any case",
+    )
 
 
 class ParallelSection(Section):

@@ -3,16 +3,24 @@
 import logging
 import os
 import warnings
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ocpgem.errors import CheckpointError, one_line
 from ocpgem.models.potential import Potential, Predictions
 from ocpgem.parallel import group
 from ocpgem.train.config import OptimSection
+from ocpgem.train.engine_state import OptimizerState, gather, gather_weights, restore, restore_weights
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """What an engine continues from."""
+
+    weights: dict[str, Tensor]
+    optimizer: OptimizerState
 
 
 class Engine:
@@ -34,12 +42,13 @@ class Engine:
             weight_decay=optim.weight_decay,
             amsgrad=optim.amsgrad,
         )
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+        self._engine, self._zero, _, _ = deepspeed.initialize(
             model=potential,
             optimizer=optimizer,
             config=_settings(optim, zero_stage, potential),
             dist_init_required=False,
         )
+        self._optimizer = optimizer
         self.potential = potential
         self.zero_stage = zero_stage
 
@@ -65,18 +74,18 @@ class Engine:
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    def save(self, folder: Path) -> None:
-        """Write parameters and optimiser state into `folder`; every rank calls it and writes its part."""
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+    def state(self) -> EngineState:
+        """Weights and optimiser state by parameter name, on the CPU of rank 0; every rank calls it."""
+        weights = gather_weights(self.potential, self.zero_stage)
+        return EngineState(weights, gather(self.potential, self._zero, self.zero_stage))
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote; raises CheckpointError if it is incomplete or from another number of ranks."""
-        try:
-            loaded, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
-        except Exception as error:  # DeepSpeed and torch raise many kinds for damaged files
-            raise CheckpointError(f"{folder} cannot be resumed from: {one_line(error)}") from error
-        if loaded is None:
-            raise CheckpointError(f"{folder} cannot be resumed from: its files are missing")
+    def load_state(self, state: EngineState) -> None:
+        """Continue from what `state` returned, on any number of ranks and in any ZeRO stage.
+
+        Raises CheckpointError where it belongs to another model.
+        """
+        restore_weights(self.potential, self._zero, self.zero_stage, state.weights)
+        restore(self.potential, self._zero, self.zero_stage, state.optimizer)
 
 
 def _settings(optim: OptimSection, zero_stage: int, potential: Potential) -> dict[str, Any]:

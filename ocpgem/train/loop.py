@@ -18,7 +18,7 @@ from rich.console import Console
 from ocpgem.checkpoint import MODEL_FILE, save_potential
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import StepBatch, TrainLoader
-from ocpgem.errors import OcpgemError, TrainingError
+from ocpgem.errors import CheckpointError, OcpgemError, TrainingError
 from ocpgem.evaluate.predict import Effort, evaluate
 from ocpgem.files import write_text
 from ocpgem.graph.topology import Topology
@@ -70,13 +70,15 @@ class RunParts:
 class TrainingLoop:
     """Runs a run from its latest checkpoint, or its beginning, to its last step."""
 
-    def __init__(self, parts: RunParts) -> None:
+    def __init__(self, parts: RunParts, checkpoints: Checkpoints, start: Path | None) -> None:
+        """`start`: the checkpoint to go on from."""
         self._parts = parts
         self._config = parts.config
-        self._checkpoints = Checkpoints(parts.run.checkpoints, parts.config.checkpoint.keep)
+        self._checkpoints = checkpoints
+        self._start = start
+        self._checkpoint: Path | None = None
         self._state = TrainState(world_size=group.world_size())
         self._stopped_by: signal.Signals | None = None
-        self._checkpoint: Path | None = None
         self._metrics: dict[str, dict[str, float]] = {}
         self._saved_step = -1
 
@@ -105,12 +107,22 @@ class TrainingLoop:
         return TrainSummary(self._state.step, self._stopped_by, self._checkpoint, self._metrics)
 
     def _resume(self) -> None:
-        latest = self._checkpoints.latest()
-        if latest is None:
+        if self._start is None:
             return
-        self._state = self._checkpoints.load(latest, self._parts.engine, self._parts.ema)
-        self._saved_step, self._checkpoint = self._state.step, latest
-        text = f"resuming from {latest} (step {self._state.step})"
+        self._state = self._checkpoints.load(self._start, self._parts.engine, self._parts.ema)
+        self._saved_step = self._state.step
+        self._say(f"resuming from {self._start} (step {self._state.step})")
+        before, now = self._state.n_steps, self._config.steps
+        if before is not None and before != now and self._state.step < now:
+            rates = [
+                learning_rate(self._config.optim, min(self._state.step, n - 1), n) for n in (before, now)
+            ]
+            self._say(
+                f"steps was {before} and is {now}: what depends on it follows the new number from here on; "
+                f"the learning rate of the next step is {rates[1]:.3g} instead of {rates[0]:.3g}"
+            )
+
+    def _say(self, text: str) -> None:
         log.info(text)
         self._parts.console.print(text, highlight=False, soft_wrap=True)
 
@@ -129,6 +141,7 @@ class TrainingLoop:
                 if last or state.step % config.log_every_steps == 0:
                     self._report(window, step_batch.epoch)
                     window = _Window(self._parts.device)
+                self._tell_problem()
                 with window.paused():
                     if last or state.step % config.validation.every_steps == 0:
                         self._validate(step_batch.epoch)
@@ -136,6 +149,7 @@ class TrainingLoop:
                         self._save()
         if self._saved_step != state.step:
             self._save()
+        self._checkpoint = self._finish_saving()
 
     def _step(self, step_batch: StepBatch) -> tuple[torch.Tensor, float | None]:
         """One optimiser step; returns this rank's share of the loss and the gradient norm."""
@@ -244,7 +258,7 @@ class TrainingLoop:
         value = metrics[name]
         if state.best_metric is not None and value >= state.best_metric:
             return
-        state.best_metric = value
+        state.best_metric, state.best_step = value, state.step
         if group.is_main():
             best = self._parts.run.best
             best.mkdir(exist_ok=True)
@@ -254,9 +268,24 @@ class TrainingLoop:
 
     def _save(self) -> None:
         self._state.seconds = time.monotonic() - self._clock
-        folder = self._checkpoints.save(self._state, self._parts.engine, self._parts.ema)
-        self._saved_step, self._checkpoint = self._state.step, folder
-        log.info("saved %s", folder)
+        self._state.n_steps = self._config.steps
+        self._checkpoints.save(self._state, self._parts.engine, self._parts.ema)
+        self._saved_step = self._state.step
+
+    def _tell_problem(self) -> None:
+        """Say on rank 0 that a checkpoint could not be written; the run goes on."""
+        problem = self._checkpoints.problem()
+        if problem is not None:
+            self._progress.message(f"warning: {problem}; the run goes on")
+
+    def _finish_saving(self) -> Path | None:
+        """Wait for the last checkpoint; returns it, or raises on every rank if it could not be written."""
+        self._checkpoints.finish()
+        problem = self._checkpoints.problem()
+        if problem is not None:
+            problem = CheckpointError(f"{problem}; make room there, then start the same command again")
+        group.raise_together(problem)
+        return group.broadcast_object(self._checkpoints.last_good)
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from ocpgem.models.potential import Normalization, Potential, n_parameters
 from ocpgem.parallel import group
 from ocpgem.parallel.device import choose_device
 from ocpgem.train.batching import eval_batching, prepare_costs, require_work_for_all, train_batching
-from ocpgem.train.config import TrainConfig
+from ocpgem.train.checkpoint_files import Retention
+from ocpgem.train.config import CheckpointSection, TrainConfig
 from ocpgem.train.datasets import describe_sets, open_training_set, open_validation_sets
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
@@ -53,10 +54,11 @@ def train(config: TrainConfig, run_path: Path, stop: StopRequest | None = None) 
     torch.manual_seed(config.seed)
     train_set, val_sets = open_training_set(config.data), open_validation_sets(config.data)
     run = RunDirectory(run_path)
-    _prepare_on_main(run, config, device)
+    checkpoints = Checkpoints(run.checkpoints, _retention(config.checkpoint))
+    found = _prepare_on_main(run, config, device, checkpoints, console)
     with run.discarded_on_failure():
         parts = _assemble(config, run, train_set, val_sets, device, console, stop)
-    return TrainingLoop(parts).run()
+    return TrainingLoop(parts, checkpoints, found).run()
 
 
 def _assemble(
@@ -221,13 +223,30 @@ def apply_factors(potential: Potential, values: dict[str, float], origin: str) -
         scale.set(values[name])
 
 
-def _prepare_on_main(run: RunDirectory, config: TrainConfig, device: torch.device) -> None:
+def _retention(section: CheckpointSection) -> Retention:
+    return Retention(section.keep, section.keep_every_steps, section.keep_hours, section.keep_best)
+
+
+def _prepare_on_main(
+    run: RunDirectory,
+    config: TrainConfig,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    console: Console,
+) -> Path | None:
+    """Look for a checkpoint before anything is changed, then prepare the folder. Returns what to resume from."""
     error: OcpgemError | None = None
+    found: Path | None = None
+    complaints: list[str] = []
     if group.is_main():
         try:
-            Checkpoints(run.checkpoints, config.checkpoint.keep).check_resumable()
+            found, complaints = checkpoints.find()
             run.prepare(config, {"ranks": group.world_size(), "device": device.type})
             run.open_log()
+            for sentence in complaints:
+                log.warning("%s", sentence)
+                console.print(f"warning: {sentence}", highlight=False, soft_wrap=True)
         except OcpgemError as caught:
             error = caught
     group.raise_together(error)
+    return group.broadcast_object(found)

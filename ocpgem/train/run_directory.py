@@ -29,12 +29,16 @@ CHANGEABLE = {
     "validation.every_steps",
     "checkpoint.every_steps",
     "checkpoint.keep",
+    "checkpoint.keep_every_steps",
+    "checkpoint.keep_hours",
+    "checkpoint.keep_best",
     "data.workers",
     "data.eval_batch_size",
 }
 """What may differ when a run is resumed, because nothing computed so far depends on it.
 
-`steps` stretches a schedule that depends on it, from the next step on.
+With another number of `steps`, a schedule that depends on it (cosine) is that of the new number from the next step on,
+as if the run had been planned so from its beginning; the run says how the learning rate changes.
 """
 _PACKAGES = ("torch", "torch-geometric", "torch-scatter", "deepspeed", "lmdb", "numpy")
 

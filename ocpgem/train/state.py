@@ -1,21 +1,26 @@
 """What a run knows beside its weights, and how it is written and found again."""
 
-import os
-import shutil
+import logging
+import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from ocpgem.checkpoint import MODEL_FILE, save_potential
+from ocpgem.checkpoint import MODEL_FILE, model_content
 from ocpgem.errors import CheckpointError, one_line
-from ocpgem.files import write_text
 from ocpgem.parallel import group
+from ocpgem.train.checkpoint_files import CheckpointFolder, Retention, verify
 from ocpgem.train.ema import ExponentialMovingAverage
-from ocpgem.train.engine import Engine
+from ocpgem.train.engine import Engine, EngineState
+from ocpgem.train.engine_state import OptimizerState
+from ocpgem.train.random_state import random_state, set_random_state
 
 STATE_FILE = "state.pt"
+_FORMAT, _VERSION = "ocpgem-state", 1
+
+log = logging.getLogger("ocpgem")
 
 
 @dataclass
@@ -23,105 +28,150 @@ class TrainState:
     """The position of a run; everything else follows from the configuration."""
 
     step: int = 0
-    """Optimiser steps done."""
-    drawn: int | None = 0
-    """Systems that these steps held, over all ranks; None, in older checkpoints: computed from the step."""
+    """Optimiser steps done, those that were skipped included."""
+    drawn: int = 0
+    """Systems that these steps held, over all ranks: the position in the data."""
     seconds: float = 0.0
     """Wall time of the run so far, over all restarts."""
     best_metric: float | None = None
+    best_step: int | None = None
     world_size: int = 1
+    n_steps: int | None = None
+    """The `steps` of the configuration, on which a schedule may depend."""
+    skipped: int = 0
+    """Steps left out because their loss was not finite."""
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: one folder a step, and `latest` naming the newest complete one."""
+    """Writes the state of a run and finds it again.
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    A checkpoint holds no trace of the number of ranks or the ZeRO stage: it can be resumed with any. It is written by
+    rank 0, in the background, from a copy.
+    """
+
+    def __init__(self, folder: Path, retention: Retention) -> None:
         self.folder = folder
-        self._keep = keep
+        self._files = CheckpointFolder(folder)
+        self._retention = retention
+        self._writing: threading.Thread | None = None
+        self._problem: CheckpointError | None = None
+        self._last_good: Path | None = None
+        self._damaged: set[Path] = set()
 
-    def save(self, state: TrainState, engine: Engine, ema: ExponentialMovingAverage) -> Path:
-        """Write the state of the run; every rank calls it.
+    def find(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is whole, None where there is none; and a sentence for each damaged one before it.
 
-        `latest` moves only after every rank has written its part.
+        Raises CheckpointError where there are checkpoints but none can be used. Only rank 0 need ask.
         """
-        final = self.folder / str(state.step)
-        partial = self.folder / f"{state.step}.partial"
-        if group.is_main():
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        group.barrier()
-        engine.save(partial)
-        if group.is_main():
-            content = {"train_state": asdict(state), "ema": ema.state_dict()}
-            torch.save(content, partial / STATE_FILE)
-            with ema.applied():
-                save_potential(engine.potential, partial / MODEL_FILE, {"step": state.step})
-        group.barrier()
-        if group.is_main():
-            for file in partial.iterdir():
-                _flush_to_disk(file)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.replace(final)
-            write_text(self.folder / "latest", final.name)
-            self._remove_others(state.step)
-        group.barrier()
-        return final
-
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint."""
-        pointer = self.folder / "latest"
-        if not pointer.is_file():
-            return None
-        folder = self.folder / pointer.read_text().strip()
-        if not (folder / STATE_FILE).is_file():
+        complaints = []
+        for folder in self._files.candidates():
+            try:
+                verify(folder)
+                _read(folder)
+            except CheckpointError as error:
+                self._damaged.add(folder)
+                complaints.append(f"{folder} is damaged: {error}")
+                continue
+            self._last_good = folder
+            return folder, complaints
+        if complaints:
             raise CheckpointError(
-                f"{pointer} names {folder.name}, but that checkpoint is missing or incomplete"
+                f"no checkpoint in {self.folder} can be used ({'; '.join(complaints)}); "
+                "remove the folder to begin anew, or choose another --run-dir"
             )
-        return folder
-
-    def check_resumable(self) -> None:
-        """Raise CheckpointError if the latest checkpoint is damaged or was written by another number of ranks."""
-        folder = self.latest()
-        if folder is not None:
-            _read_state(folder)
+        return None, []
 
     def load(self, folder: Path, engine: Engine, ema: ExponentialMovingAverage) -> TrainState:
-        """Restore engine and moving average; every rank calls it."""
-        state, average = _read_state(folder)
-        engine.load(folder)
-        ema.load_state_dict(average)
+        """Restore engine, moving average and random numbers; every rank calls it."""
+        content = _read(folder)
+        optimizer = OptimizerState(content["optimizer"]["moments"], content["optimizer"]["numbers"])
+        try:
+            engine.load_state(EngineState(content["weights"], optimizer))
+        except (CheckpointError, RuntimeError) as error:
+            raise CheckpointError(f"{folder} cannot be resumed from: {one_line(error)}") from error
+        ema.load_state_dict(content["ema"])
+        generators = content["random"]
+        set_random_state(generators[group.rank() % len(generators)])
+        state = TrainState(**content["train_state"])
+        state.world_size = group.world_size()
         return state
 
-    def _remove_others(self, current: int) -> None:
-        """Keep the newest checkpoints up to `current`; remove the rest, what was never finished, and later ones."""
-        for folder in self.folder.glob("*.partial"):
-            shutil.rmtree(folder, ignore_errors=True)
-        steps = sorted(int(folder.name) for folder in self.folder.iterdir() if folder.name.isdigit())
-        earlier = [step for step in steps if step <= current]
-        for step in set(steps) - set(earlier[-self._keep :]):
-            shutil.rmtree(self.folder / str(step))
+    def save(self, state: TrainState, engine: Engine, ema: ExponentialMovingAverage) -> None:
+        """Begin to write the state of the run; every rank calls it. `finish` waits for the end."""
+        engine_state = engine.state()
+        generators = group.gather_objects(random_state())
+        if not group.is_main():
+            return
+        self.finish()
+        average = {name: value.detach().cpu().clone() for name, value in ema.state_dict().items()}
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "train_state": asdict(state),
+            "weights": engine_state.weights,
+            "ema": average,
+            "optimizer": asdict(engine_state.optimizer),
+            "random": generators,
+        }
+        model = model_content(engine.potential, engine_state.weights | average, {"step": state.step})
+        self._writing = threading.Thread(
+            target=self._write, args=(state.step, state.best_step, content, model), name="checkpoint"
+        )
+        self._writing.start()
+
+    def finish(self) -> None:
+        """Wait until what `save` began is written."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+
+    def problem(self) -> CheckpointError | None:
+        """Why the last checkpoint could not be written, once; None while it is being written or if it was."""
+        found, self._problem = self._problem, None
+        return found
+
+    @property
+    def last_good(self) -> Path | None:
+        """The newest checkpoint known to be whole (on rank 0)."""
+        return self._last_good
+
+    def _write(
+        self, step: int, best_step: int | None, content: dict[str, Any], model: dict[str, Any]
+    ) -> None:
+        """In the background: write, then remove what need not stay."""
+        try:
+            self._last_good = self._files.write(
+                step,
+                {
+                    STATE_FILE: lambda file: torch.save(content, file),
+                    MODEL_FILE: lambda file: torch.save(model, file),
+                },
+            )
+        except Exception as error:  # whatever stops it, the run goes on and the loop tells
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+            safe = f"the last good one is {self._last_good}" if self._last_good else "there is none before it"
+            self._problem = CheckpointError(
+                f"the checkpoint of step {step} could not be written to {self.folder} ({reason}); {safe}"
+            )
+            return
+        log.info("saved %s", self._last_good)
+        try:
+            self._files.prune(step, self._retention, best_step, self._damaged)
+        except OSError as error:
+            log.warning("old checkpoints in %s could not be removed: %s", self.folder, error)
 
 
-def _read_state(folder: Path) -> tuple[TrainState, dict[str, Tensor]]:
-    """The state and the averaged weights in a checkpoint."""
+def _read(folder: Path) -> dict[str, Any]:
+    """The content of a checkpoint; only tensors and plain values are ever constructed."""
     file = folder / STATE_FILE
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-        state, average = TrainState(**({"drawn": None} | content["train_state"])), content["ema"]
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise CheckpointError(f"{file} cannot be read: {one_line(error)}") from error
-    if state.world_size != group.world_size():
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        raise CheckpointError(f"{STATE_FILE} cannot be read ({one_line(error)})") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(f"{STATE_FILE} does not hold the state of a run")
+    if content.get("version") != _VERSION:
         raise CheckpointError(
-            f"{folder} was written by {_ranks(state.world_size)} and this run has {group.world_size()}; "
-            f"resume it with --nproc {state.world_size}"
+            f"{STATE_FILE} has version {content.get('version')}, but this program reads {_VERSION}"
         )
-    return state, average
-
-
-def _ranks(number: int) -> str:
-    return "1 rank" if number == 1 else f"{number} ranks"
-
-
-def _flush_to_disk(file: Path) -> None:
-    with file.open("rb") as opened:
-        os.fsync(opened.fileno())
+    return content

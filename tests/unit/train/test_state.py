@@ -1,8 +1,14 @@
 """Checkpoints of a run: complete or absent, the newest ones kept, damage noticed."""
 
+import hashlib
+import json
+import os
+import random
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +19,15 @@ from ocpgem.data.loader import Recipe, TrainLoader
 from ocpgem.errors import CheckpointError
 from ocpgem.models.potential import Normalization, Potential
 from ocpgem.parallel import group
+from ocpgem.train.checkpoint_files import Retention
 from ocpgem.train.config import LossSection, OptimSection
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
 from ocpgem.train.loss import GlobalCounts, loss_share
+from ocpgem.train.random_state import random_state, set_random_state
 from ocpgem.train.scale_fitting import scale_factors
 from ocpgem.train.state import STATE_FILE, Checkpoints, TrainState
-from tests.tiny_runs import listing, random_systems, tiny_config
+from tests.tiny_runs import random_systems, tiny_config
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,12 +44,12 @@ def _process_group() -> Iterator[None]:
 class Run:
     """An engine and a moving average that have done some steps."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, stage: int = 1, **model: Any) -> None:
         torch.manual_seed(seed)
-        self.potential = Potential(tiny_config().model, Normalization(energy_mean=-3.0))
+        self.potential = Potential(tiny_config(model=model).model, Normalization(energy_mean=-3.0))
         for number, scale in enumerate(scale_factors(self.potential).values()):
             scale.set(1 + 0.1 * number)
-        self.engine = Engine(self.potential, OptimSection(lr=1e-2), 1, torch.device("cpu"))
+        self.engine = Engine(self.potential, OptimSection(lr=1e-2), stage, torch.device("cpu"))
         self.ema = ExponentialMovingAverage(self.potential, 0.9)
 
     def train(self, first: int, last: int) -> None:
@@ -72,23 +80,73 @@ def run() -> Run:
     return run
 
 
-def test_a_restored_run_takes_the_same_steps_to_the_last_bit(tmp_path: Path) -> None:
-    run, checkpoints = Run(), Checkpoints(tmp_path, keep=2)
+def checkpoints_in(folder: Path, newest: int = 2, **rules: Any) -> Checkpoints:
+    return Checkpoints(folder / "checkpoints", Retention(newest, **rules))
+
+
+def write(checkpoints: Checkpoints, run: Run, state: TrainState) -> Path:
+    checkpoints.save(state, run.engine, run.ema)
+    checkpoints.finish()
+    assert checkpoints.problem() is None
+    assert checkpoints.last_good is not None
+    return checkpoints.last_good
+
+
+def kept(checkpoints: Checkpoints) -> set[str]:
+    return {path.name for path in checkpoints.folder.iterdir()}
+
+
+@pytest.mark.parametrize(("stage", "other_stage"), [(1, 1), (0, 0), (0, 1), (1, 2), (2, 0)])
+def test_a_restored_run_takes_the_same_steps_to_the_last_bit(
+    tmp_path: Path, stage: int, other_stage: int
+) -> None:
+    run, checkpoints = Run(stage=stage), checkpoints_in(tmp_path)
     run.train(0, 3)
-    folder = checkpoints.save(TrainState(3, 1.5, 0.25), run.engine, run.ema)
+    saved = TrainState(3, 9, seconds=1.5, best_metric=0.25, best_step=2, n_steps=9, skipped=1)
+    folder = write(checkpoints, run, saved)
+    random_numbers = random_state()
+    expected = (random.random(), torch.rand(3).tolist())
     run.train(3, 6)
-    other = Run(seed=1)
+    other = Run(seed=1, stage=other_stage)
     assert not same(run.weights(), other.weights())
-    state = checkpoints.load(folder, other.engine, other.ema)
-    assert state == TrainState(3, 1.5, 0.25, world_size=1)
+    assert checkpoints.load(folder, other.engine, other.ema) == saved
+    assert (random.random(), torch.rand(3).tolist()) == expected
+    set_random_state(random_numbers)
+    assert (random.random(), torch.rand(3).tolist()) == expected
     other.train(3, 6)
+    if stage == other_stage:
+        assert same(run.weights(), other.weights())
+        assert same(run.ema.state_dict(), other.ema.state_dict())
+        assert same(
+            run.engine.state().optimizer.moments["exp_avg_sq"],
+            other.engine.state().optimizer.moments["exp_avg_sq"],
+        )
+        assert run.engine.state().optimizer.numbers == other.engine.state().optimizer.numbers == {"step": 6}
+    for name, value in run.weights().items():
+        assert torch.allclose(value, other.weights()[name], rtol=1e-5, atol=1e-7), name
+
+
+def test_a_state_from_before_the_first_step_can_be_restored(tmp_path: Path) -> None:
+    run, checkpoints = Run(), checkpoints_in(tmp_path)
+    folder = write(checkpoints, run, TrainState(0))
+    run.train(0, 2)
+    other = Run(seed=1)
+    checkpoints.load(folder, other.engine, other.ema)
+    other.train(0, 2)
     assert same(run.weights(), other.weights())
-    assert same(run.ema.state_dict(), other.ema.state_dict())
+
+
+def test_the_state_of_another_model_is_refused(tmp_path: Path, run: Run) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    folder = write(checkpoints, run, TrainState(2))
+    other = Run(atom_dim=16)
+    with pytest.raises(CheckpointError, match="cannot be resumed from"):
+        checkpoints.load(folder, other.engine, other.ema)
 
 
 def test_the_model_in_a_checkpoint_is_the_average_with_its_scale_factors(tmp_path: Path, run: Run) -> None:
     weights = run.weights()
-    folder = Checkpoints(tmp_path, keep=1).save(TrainState(2), run.engine, run.ema)
+    folder = write(checkpoints_in(tmp_path), run, TrainState(2))
     assert same(run.weights(), weights)
     loaded = load_potential(folder).state_dict()
     for name, value in run.ema.average.items():
@@ -99,71 +157,145 @@ def test_the_model_in_a_checkpoint_is_the_average_with_its_scale_factors(tmp_pat
     assert all(torch.equal(loaded[name], weights[name]) for name in factors)
 
 
-def test_only_the_newest_are_kept_and_nothing_half_written(tmp_path: Path, run: Run) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    assert checkpoints.latest() is None
+def test_the_newest_are_kept_and_nothing_half_written(tmp_path: Path, run: Run) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    assert checkpoints.find() == (None, [])
     for step in (8, 9, 10):  # by number, not by name
-        checkpoints.save(TrainState(step), run.engine, run.ema)
-    assert {name for name in listing(tmp_path) if name.isdigit()} == {"9", "10"}
-    assert checkpoints.latest() == tmp_path / "10"
-    assert not [name for name in listing(tmp_path) if "partial" in name]
-    checkpoints.save(TrainState(10), run.engine, run.ema)  # writing it again replaces it
-    assert checkpoints.latest() == tmp_path / "10"
+        newest = write(checkpoints, run, TrainState(step))
+    assert kept(checkpoints) == {"9", "10", "latest"}
+    assert {file.name for file in newest.iterdir()} == {"manifest.json", "model.pt", "state.pt"}
+    assert checkpoints.find() == (newest, [])
+    write(checkpoints, run, TrainState(10))  # writing it again replaces it
+    assert checkpoints.find() == (newest, [])
+
+
+def test_checkpoints_are_also_kept_by_step_by_age_and_for_the_best_validation(
+    tmp_path: Path, run: Run
+) -> None:
+    by_step = checkpoints_in(tmp_path / "a", 1, every_steps=4, best=False)
+    by_age = checkpoints_in(tmp_path / "b", 1, younger_than=1.0, best=False)
+    by_best = checkpoints_in(tmp_path / "c", 1)
+    without_best = checkpoints_in(tmp_path / "d", 1, best=False)
+    for step in (2, 4, 6, 8, 9):
+        for checkpoints in (by_step, by_age, by_best, without_best):
+            checkpoints.folder.parent.mkdir(exist_ok=True)
+            folder = write(checkpoints, run, TrainState(step, best_step=min(step, 6)))
+            if step == 4:
+                os.utime(folder, (time.time() - 3700,) * 2)
+    assert kept(by_step) == {"4", "8", "9", "latest"}
+    assert kept(by_age) == {"2", "6", "8", "9", "latest"}
+    assert kept(by_best) == {"6", "9", "latest"}
+    assert kept(without_best) == {"9", "latest"}
 
 
 def test_what_a_kill_left_half_written_is_ignored_and_overwritten(tmp_path: Path, run: Run) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    first = checkpoints.save(TrainState(2), run.engine, run.ema)
-    shutil.copytree(first, tmp_path / "4.partial")
-    (tmp_path / "4.partial" / STATE_FILE).unlink()
-    (tmp_path / "4.partial" / "rubbish").touch()
-    assert checkpoints.latest() == first
-    shutil.copytree(first, tmp_path / "3")  # complete, but the pointer had not moved yet
-    assert checkpoints.latest() == first
-    second = checkpoints.save(TrainState(4), run.engine, run.ema)
-    assert checkpoints.latest() == second
-    assert not (tmp_path / "4.partial").exists()
+    checkpoints = checkpoints_in(tmp_path)
+    first = write(checkpoints, run, TrainState(2))
+    shutil.copytree(first, checkpoints.folder / "4.partial")
+    (checkpoints.folder / "4.partial" / STATE_FILE).unlink()
+    (checkpoints.folder / "4.partial" / "rubbish").touch()
+    assert checkpoints.find() == (first, [])
+    second = write(checkpoints, run, TrainState(4))
+    assert checkpoints.find() == (second, [])
+    assert kept(checkpoints) == {"2", "4", "latest"}
     assert not (second / "rubbish").exists()
 
 
-def test_damage_is_an_error_of_one_line_that_names_the_checkpoint(tmp_path: Path, run: Run) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    folder = checkpoints.save(TrainState(2), run.engine, run.ema)
-    files = sorted(file for file in folder.iterdir() if file.name != "model.pt")
-    assert len(files) == 3
-    for file in files:
+def test_a_complete_checkpoint_is_found_although_the_pointer_did_not_move(tmp_path: Path, run: Run) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    write(checkpoints, run, TrainState(2))
+    newest = write(checkpoints, run, TrainState(4))
+    (checkpoints.folder / "latest").unlink()
+    assert checkpoints.find() == (newest, [])
+    (checkpoints.folder / "latest").write_text("2\n")  # what the pointer names comes first
+    assert checkpoints.find() == (newest.with_name("2"), [])
+
+
+def damages(folder: Path) -> Iterator[str]:
+    """Every file of a checkpoint cut short, empty, with one bit turned, and missing; each restored afterwards."""
+    for file in sorted(folder.iterdir()):
         whole = file.read_bytes()
-        for content in (whole[: len(whole) // 2], b""):
-            file.write_bytes(content)
-            with pytest.raises(CheckpointError, match=str(folder)) as caught:
-                checkpoints.load(folder, run.engine, run.ema)
-            assert "\n" not in str(caught.value)
-        file.write_bytes(whole)
-    checkpoints.load(folder, run.engine, run.ema)
-    (folder / STATE_FILE).unlink()
-    with pytest.raises(CheckpointError, match="missing or incomplete"):
-        checkpoints.latest()
+        turned = bytearray(whole)
+        turned[len(whole) // 3] ^= 1
+        for content in (whole[: len(whole) // 2], b"", bytes(turned), None):
+            if content is None:
+                file.unlink()
+            else:
+                file.write_bytes(content)
+            yield file.name
+            file.write_bytes(whole)
 
 
-def test_another_number_of_ranks_is_refused_with_the_command_that_works(tmp_path: Path, run: Run) -> None:
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    folder = checkpoints.save(TrainState(2, world_size=3), run.engine, run.ema)
-    with pytest.raises(
-        CheckpointError, match="written by 3 ranks and this run has 1; resume it with --nproc 3"
-    ):
-        checkpoints.load(folder, run.engine, run.ema)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_in_one_sentence(
+    tmp_path: Path, run: Run
+) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    good, bad = write(checkpoints, run, TrainState(2)), write(checkpoints, run, TrainState(4))
+    n_damages = 0
+    for name in damages(bad):
+        found, complaints = checkpoints.find()
+        assert found == good, name
+        assert len(complaints) == 1
+        assert complaints[0].startswith(f"{bad} is damaged: ")
+        if name != "manifest.json":  # whose damage may look as if it were that of the file it speaks of
+            assert f" {name} " in complaints[0]
+        assert "\n" not in complaints[0]
+        n_damages += 1
+    assert n_damages == 12
+    assert checkpoints.find() == (bad, [])
+
+
+def test_where_every_checkpoint_is_damaged_the_error_names_each(tmp_path: Path, run: Run) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    folders = [write(checkpoints, run, TrainState(step)) for step in (2, 4)]
+    for folder in folders:
+        (folder / STATE_FILE).write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* can be used") as caught:
+        checkpoints.find()
+    assert all(str(folder) in str(caught.value) for folder in folders)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(tmp_path: Path, run: Run) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    write(checkpoints, run, TrainState(2))
+    bad = write(checkpoints, run, TrainState(4))
+    (bad / STATE_FILE).write_bytes(b"")
+    assert checkpoints.find()[0] == checkpoints.folder / "2"
+    write(checkpoints, run, TrainState(6))
+    assert kept(checkpoints) == {"2", "6", "latest"}
+
+
+def test_a_resume_file_can_run_nothing(tmp_path: Path, run: Run) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    folder = write(checkpoints, run, TrainState(2))
+    torch.save({"format": "ocpgem-state", "version": 1, "ema": Path("/")}, folder / STATE_FILE)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = (folder / STATE_FILE).read_bytes()
+    manifest["files"][STATE_FILE] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"state.pt cannot be read \(UnpicklingError"):
+        checkpoints.find()
 
 
 def test_what_is_unfinished_or_of_a_later_step_goes_and_the_newest_stays(run: Run, tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    checkpoints = checkpoints_in(tmp_path, 1)
     for name in ("900", "3.partial"):
         (checkpoints.folder / name).mkdir(parents=True)
-    newest = checkpoints.save(TrainState(step=6), run.engine, run.ema)
-    assert checkpoints.latest() == newest
-    left = {
-        path.name for path in checkpoints.folder.iterdir() if path.suffix != ".py"
-    }  # DeepSpeed adds scripts
-    assert left == {"6", "latest"}
+    newest = write(checkpoints, run, TrainState(step=6))
+    assert checkpoints.find() == (newest, [])
+    assert kept(checkpoints) == {"6", "latest"}
+
+
+def test_a_run_whose_folder_has_gone_does_not_begin_another(run: Run, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "gone" / "checkpoints", Retention(2))
+    checkpoints.save(TrainState(2), run.engine, run.ema)
+    checkpoints.finish()
+    assert str(checkpoints.problem()) == (
+        f"the checkpoint of step 2 could not be written to {tmp_path}/gone/checkpoints (No such file or directory); "
+        "there is none before it"
+    )
+    assert not (tmp_path / "gone").exists()
 
 
 def test_bf16_reaches_the_dense_layers_inside_the_engine_and_only_in_training(run: Run) -> None:
