@@ -247,8 +247,9 @@ import resource, sys
 sys.path[:0] = [sys.argv[1], sys.argv[1] + "/tests/unit/evaluate/relax"]
 from test_loop import PotentialSurface, RelaxSettings, Relaxation, members, slabs
 from tests.structures import small_potential
-surface = PotentialSurface(small_potential("gemnet_T", edge_dim=256, triplets={"in_dim": 64, "out_dim": 64}))
-settings = RelaxSettings(fmax=1e-9, steps=1)
+sizes = {"edge_dim": 192, "n_blocks": 1, "triplets": {"in_dim": 64, "out_dim": 64}}
+surface = PotentialSurface(small_potential("gemnet_T", **sizes))
+settings = RelaxSettings(fmax=1e-9, steps=0)
 list(Relaxation(surface, settings, batch_size=1).run(members(slabs(1))))
 in_use = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (in_use + 300_000_000,) * 2)
@@ -257,6 +258,7 @@ print(len(list(run.run(members(slabs(6) * 4)))), run.batch_size)
 """
 
 
+@pytest.mark.slow  # a process of its own, whose memory is limited
 def test_memory_that_really_runs_out_halves_the_batch() -> None:
     done = subprocess.run(
         [sys.executable, "-c", REAL_MEMORY, str(ROOT)],

@@ -1,0 +1,271 @@
+"""The relaxation of a whole data set: IS2RE and IS2RS by relaxation, on any number of ranks, resumable at any time."""
+
+import dataclasses
+import hashlib
+import signal
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ocpgem.data.dataset import Dataset
+from ocpgem.data.folder import only_writer
+from ocpgem.data.plan import check_fits
+from ocpgem.errors import INTERRUPTED, REQUEUE, DataError, OcpgemError, RequestError
+from ocpgem.evaluate.open_model import Model
+from ocpgem.evaluate.prediction_set import PredictionSet, join, write_predictions
+from ocpgem.evaluate.progress import systems_progress
+from ocpgem.evaluate.relax.loop import Relaxation, RelaxSettings
+from ocpgem.evaluate.relax.store import (
+    RELAXED_FILE,
+    TABLE_FILE,
+    TRAJECTORIES,
+    Finished,
+    PartsWriter,
+    open_folder,
+    write_table,
+)
+from ocpgem.evaluate.relax.surfaces import Member, PotentialSurface, Surface
+from ocpgem.evaluate.relax.trajectories import write_trajectory
+from ocpgem.models.potential import Potential
+from ocpgem.parallel import group
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class RelaxTask:
+    """What to do with a data set, and how much at once.
+
+    trajectories: "none", or the kind of file for each system, "traj" or "extxyz"; batch_size, max_edges: systems and
+    edges at once per rank; progress: show a bar on rank 0.
+    """
+
+    settings: RelaxSettings = field(default_factory=RelaxSettings)
+    trajectories: str = "none"
+    batch_size: int = 32
+    max_edges: int | None = None
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class RelaxReport:
+    """What came out.
+
+    predictions: energies, positions and forces at the end, with the labels where the data have them; n_earlier: how
+    many were finished before; n_converged: how many reached fmax; mean_steps; problems: a sentence for each system
+    that could not go on.
+    """
+
+    path: Path
+    predictions: PredictionSet
+    n_earlier: int
+    n_converged: int
+    mean_steps: float
+    problems: list[str]
+
+
+class StoppedError(OcpgemError):
+    """A signal ended the work; what was finished is kept."""
+
+
+def relax_dataset(
+    model: Model, dataset: Dataset, out: Path, task: RelaxTask | None = None, surface: Surface | None = None
+) -> RelaxReport | None:
+    """Relax every system of a data set once and write the results to the folder `out`; the report on rank 0.
+
+    What an earlier call has finished in `out` is not done again. surface: where energies and forces come from, if not
+    from `model` on its device. Raises RequestError for a folder that holds something else, DataError naming a
+    system that cannot be computed as it is given, StoppedError after a signal; what is finished is kept in any case.
+    """
+    task = task or RelaxTask()
+    check_fits(dataset.n_edges, task.max_edges, lambda index: f"{dataset.path}, record {index}")
+    with _only_writer(out):
+        return _relax_in_folder(model, dataset, out, task, surface)
+
+
+def _relax_in_folder(
+    model: Model, dataset: Dataset, out: Path, task: RelaxTask, surface: Surface | None
+) -> RelaxReport | None:
+    earlier = _open_together(out, _request(model, dataset, task))
+    done = np.array([each.index for each in earlier], dtype=np.int64)
+    mine = _share(dataset, done)
+    finished: list[Finished] = []
+    error: OcpgemError | None = None
+    try:
+        _relax_share(surface or PotentialSurface(model), dataset, mine, out, task, finished)
+    except OcpgemError as caught:
+        error = caught
+    group.raise_together(error)
+    gathered = group.gather_objects(finished)
+    return _on_main_write(gathered, earlier, dataset, out)
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Rank 0 holds the folder's lock."""
+    with ExitStack() as stack:
+        error: OcpgemError | None = None
+        if group.is_main():
+            try:
+                if out.exists() and not out.is_dir():
+                    raise RequestError(f"{out} is a file; name a folder with --out")
+                stack.enter_context(only_writer(out))
+            except OcpgemError as caught:
+                error = caught
+        group.raise_together(error)
+        yield
+
+
+def _open_together(out: Path, request: dict[str, Any]) -> list[Finished]:
+    """What is finished already, found by rank 0; its error is everybody's error."""
+    error: OcpgemError | None = None
+    earlier: list[Finished] = []
+    if group.is_main():
+        try:
+            earlier = open_folder(out, request)
+        except OcpgemError as caught:
+            error = caught
+    group.raise_together(error)
+    return group.broadcast_object(earlier)
+
+
+def _request(model: Model, dataset: Dataset, task: RelaxTask) -> dict[str, Any]:
+    """What must be the same for a relaxation to go on."""
+    settings = task.settings
+    return {
+        "model": _fingerprint(model),
+        "data": f"{len(dataset)} systems, checksum {zlib.crc32(np.ascontiguousarray(dataset.sizes).tobytes()):08x}",
+        "fmax": settings.fmax,
+        "steps": settings.steps,
+        "optimizer": type(settings.optimizer).__name__.removesuffix("Settings").lower(),
+        **dataclasses.asdict(settings.optimizer),
+        "trajectories": task.trajectories,
+        "record_every": settings.record_every,
+    }
+
+
+def _fingerprint(model: Model) -> str:
+    """The first digits of a checksum of all weights and settings."""
+    checksum = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        checksum.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
+    for part in model.modules():
+        if isinstance(part, Potential):
+            checksum.update(f"{part.config!r} {part.normalization!r}".encode())
+    return f"weights {checksum.hexdigest()[:16]}"
+
+
+def _share(dataset: Dataset, done: Ints) -> Ints:
+    """The systems of this rank: large ones first, so that too small a memory shows early, dealt forth and back."""
+    remaining = np.setdiff1d(np.arange(len(dataset)), done)
+    ordered = remaining[np.argsort(-np.asarray(dataset.n_edges)[remaining], kind="stable")]
+    size, rank = group.world_size(), group.rank()
+    rounds = np.arange(len(ordered)) // size
+    places = np.arange(len(ordered)) % size
+    owner = np.where(rounds % 2 == 0, places, size - 1 - places)
+    return ordered[owner == rank]
+
+
+def _relax_share(
+    surface: Surface, dataset: Dataset, mine: Ints, out: Path, task: RelaxTask, finished: list[Finished]
+) -> None:
+    name_of = _trajectory_names(dataset)
+    parts = PartsWriter(out, group.rank())
+    with _stop_request() as stop, systems_progress(task.progress, "relax", len(mine)) as advance:
+        run = Relaxation(surface, task.settings, task.batch_size, task.max_edges, lambda: bool(stop))
+        try:
+            for found in run.run(_members(dataset, mine)):
+                if task.trajectories != "none":
+                    write_trajectory(
+                        found, out / TRAJECTORIES, name_of(found.system.sid, found.system.fid, found.index),
+                        task.trajectories,
+                    )  # fmt: skip
+                finished.append(Finished.of(found))
+                parts.add(finished[-1])
+                advance(1)
+        finally:
+            parts.flush()
+        if stop:
+            number = signal.Signals(stop[0])
+            error = StoppedError(
+                f"{number.name} arrived; what is finished is kept in {out}, and the same command goes on from there"
+            )
+            error.exit_code = INTERRUPTED if number is signal.SIGINT else REQUEUE
+            raise error
+
+
+def _members(dataset: Dataset, indices: Ints) -> Iterator[Member]:
+    n_edges = dataset.n_edges
+    for index in indices.tolist():
+        yield Member(index, dataset[index], cost=int(n_edges[index]))
+
+
+def _trajectory_names(dataset: Dataset) -> Any:
+    """How the file of a system is called: sid_fid, or its number where those are not unique."""
+    ids = np.stack((dataset.sids, dataset.fids), axis=1)
+    unique = len(np.unique(ids, axis=0)) == len(ids)
+    return lambda sid, fid, index: f"{sid}_{fid}" if unique else f"record_{index}"
+
+
+@contextmanager
+def _stop_request() -> Iterator[list[int]]:
+    """A list that gets the number of the first stop signal that arrives; the usual handlers return afterwards."""
+    arrived: list[int] = []
+    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    try:
+        previous = {
+            number: signal.signal(number, lambda received, _: arrived.append(received)) for number in numbers
+        }
+    except ValueError:  # not the main thread, which alone may handle signals
+        previous = {}
+    try:
+        yield arrived
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _on_main_write(
+    gathered: list[list[Finished]] | None, earlier: Sequence[Finished], dataset: Dataset, out: Path
+) -> RelaxReport | None:
+    """Join what all ranks finished, in the order of the data set, and write it."""
+    error: OcpgemError | None = None
+    report: RelaxReport | None = None
+    if group.is_main():
+        assert gathered is not None, "rank 0 has gathered"
+        try:
+            report = _write(
+                [*earlier, *(each for part in gathered for each in part)], dataset, out, len(earlier)
+            )
+        except OcpgemError as caught:
+            error = caught
+    group.raise_together(error)
+    return report
+
+
+def _write(finished: list[Finished], dataset: Dataset, out: Path, n_earlier: int) -> RelaxReport:
+    finished = sorted(finished, key=lambda each: each.index)
+    if [each.index for each in finished] != list(range(len(dataset))):
+        raise DataError(
+            f"{out}: {len(finished)} finished systems do not match the {len(dataset)} of {dataset.path}"
+        )
+    predictions = join([each.row for each in finished])
+    write_predictions(predictions, out / RELAXED_FILE, "raw")
+    write_table(finished, out / TABLE_FILE)
+    assert predictions.converged is not None
+    assert predictions.n_steps is not None
+    return RelaxReport(
+        path=out / RELAXED_FILE,
+        predictions=predictions,
+        n_earlier=n_earlier,
+        n_converged=int(predictions.converged.sum()),
+        mean_steps=float(predictions.n_steps.mean()),
+        problems=[each.problem for each in finished if each.problem],
+    )
