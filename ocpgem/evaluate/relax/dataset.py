@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import signal
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ocpgem.data.cost import STORED_EDGES
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.folder import only_writer
 from ocpgem.data.plan import check_fits
 from ocpgem.errors import INTERRUPTED, REQUEUE, DataError, OcpgemError, RequestError
-from ocpgem.evaluate.open_model import Model
+from ocpgem.evaluate.edge_cost import agreed_edge_cost
+from ocpgem.evaluate.open_model import Model, graphs_of
 from ocpgem.evaluate.prediction_set import PredictionSet, join, write_predictions
 from ocpgem.evaluate.progress import systems_progress
-from ocpgem.evaluate.relax.loop import Relaxation, RelaxSettings
+from ocpgem.evaluate.relax.loop import Relaxation, Relaxed, RelaxSettings
 from ocpgem.evaluate.relax.store import (
     RELAXED_FILE,
     TABLE_FILE,
@@ -35,7 +38,7 @@ from ocpgem.evaluate.relax.trajectories import write_trajectory
 from ocpgem.models.potential import Potential
 from ocpgem.parallel import group
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
+Ints = NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -84,26 +87,33 @@ def relax_dataset(
     system that cannot be computed as it is given, StoppedError after a signal; what is finished is kept in any case.
     """
     task = task or RelaxTask()
-    check_fits(dataset.n_edges, task.max_edges, lambda index: f"{dataset.path}, record {index}")
+    costs = _costs(model, dataset, task)
     with _only_writer(out):
-        return _relax_in_folder(model, dataset, out, task, surface)
+        earlier = _open_together(out, _request(model, dataset, task))
+        done = np.array([each.index for each in earlier], dtype=np.int64)
+        mine = _share(costs, done)
+        finished: list[Finished] = []
+        error: OcpgemError | None = None
+        members = (Member(index, dataset[index], int(costs[index])) for index in mine.tolist())
+        try:
+            name_of = _trajectory_names(dataset)
+            surface = surface or PotentialSurface(model)
+            _relax_share(_Share(surface, members, len(mine), out, name_of), task, finished)
+        except OcpgemError as caught:
+            error = caught
+        group.raise_together(error)
+        gathered = group.gather_objects(finished)
+        return _on_main_write(gathered, earlier, dataset, out)
 
 
-def _relax_in_folder(
-    model: Model, dataset: Dataset, out: Path, task: RelaxTask, surface: Surface | None
-) -> RelaxReport | None:
-    earlier = _open_together(out, _request(model, dataset, task))
-    done = np.array([each.index for each in earlier], dtype=np.int64)
-    mine = _share(dataset, done)
-    finished: list[Finished] = []
-    error: OcpgemError | None = None
-    try:
-        _relax_share(surface or PotentialSurface(model), dataset, mine, out, task, finished)
-    except OcpgemError as caught:
-        error = caught
-    group.raise_together(error)
-    gathered = group.gather_objects(finished)
-    return _on_main_write(gathered, earlier, dataset, out)
+def _costs(model: Model, dataset: Dataset, task: RelaxTask) -> Ints:
+    """The edges of each system: where they are limited those of the model's largest graph, else the stored ones."""
+    if task.max_edges is None:
+        return STORED_EDGES.of(dataset.sizes)
+    found = [agreed_edge_cost(dataset, graph).at_most(dataset.sizes) for graph in graphs_of(model)]
+    costs = max(found, key=lambda each: int(each.sum()))
+    check_fits(costs, task.max_edges, "edges", 0, dataset.origin)
+    return costs
 
 
 @contextmanager
@@ -162,10 +172,10 @@ def _fingerprint(model: Model) -> str:
     return f"weights {checksum.hexdigest()[:16]}"
 
 
-def _share(dataset: Dataset, done: Ints) -> Ints:
+def _share(costs: Ints, done: Ints) -> Ints:
     """The systems of this rank: large ones first, so that too small a memory shows early, dealt forth and back."""
-    remaining = np.setdiff1d(np.arange(len(dataset)), done)
-    ordered = remaining[np.argsort(-np.asarray(dataset.n_edges)[remaining], kind="stable")]
+    remaining = np.setdiff1d(np.arange(len(costs)), done)
+    ordered = remaining[np.argsort(-costs[remaining], kind="stable")]
     size, rank = group.world_size(), group.rank()
     rounds = np.arange(len(ordered)) // size
     places = np.arange(len(ordered)) % size
@@ -173,20 +183,26 @@ def _share(dataset: Dataset, done: Ints) -> Ints:
     return ordered[owner == rank]
 
 
-def _relax_share(
-    surface: Surface, dataset: Dataset, mine: Ints, out: Path, task: RelaxTask, finished: list[Finished]
-) -> None:
-    name_of = _trajectory_names(dataset)
-    parts = PartsWriter(out, group.rank())
-    with _stop_request() as stop, systems_progress(task.progress, "relax", len(mine)) as advance:
-        run = Relaxation(surface, task.settings, task.batch_size, task.max_edges, lambda: bool(stop))
+@dataclass(frozen=True)
+class _Share:
+    """What a rank relaxes with what, and where results go. name_of: how the trajectory of a system is called."""
+
+    surface: Surface
+    members: Iterator[Member]
+    n_members: int
+    out: Path
+    name_of: Callable[[Relaxed], str]
+
+
+def _relax_share(share: _Share, task: RelaxTask, finished: list[Finished]) -> None:
+    """Relax systems and keep what is finished; raises StoppedError after a signal."""
+    parts = PartsWriter(share.out, group.rank())
+    with _stop_request() as stop, systems_progress(task.progress, "relax", share.n_members) as advance:
+        run = Relaxation(share.surface, task.settings, task.batch_size, task.max_edges, lambda: bool(stop))
         try:
-            for found in run.run(_members(dataset, mine)):
+            for found in run.run(share.members):
                 if task.trajectories != "none":
-                    write_trajectory(
-                        found, out / TRAJECTORIES, name_of(found.system.sid, found.system.fid, found.index),
-                        task.trajectories,
-                    )  # fmt: skip
+                    write_trajectory(found, share.out / TRAJECTORIES, share.name_of(found), task.trajectories)
                 finished.append(Finished.of(found))
                 parts.add(finished[-1])
                 advance(1)
@@ -195,23 +211,19 @@ def _relax_share(
         if stop:
             number = signal.Signals(stop[0])
             error = StoppedError(
-                f"{number.name} arrived; what is finished is kept in {out}, and the same command goes on from there"
+                f"{number.name} arrived; what is finished is kept in {share.out}, and the same command "
+                "goes on from there"
             )
             error.exit_code = INTERRUPTED if number is signal.SIGINT else REQUEUE
             raise error
 
 
-def _members(dataset: Dataset, indices: Ints) -> Iterator[Member]:
-    n_edges = dataset.n_edges
-    for index in indices.tolist():
-        yield Member(index, dataset[index], cost=int(n_edges[index]))
-
-
-def _trajectory_names(dataset: Dataset) -> Any:
+def _trajectory_names(dataset: Dataset) -> Callable[[Relaxed], str]:
     """How the file of a system is called: sid_fid, or its number where those are not unique."""
     ids = np.stack((dataset.sids, dataset.fids), axis=1)
-    unique = len(np.unique(ids, axis=0)) == len(ids)
-    return lambda sid, fid, index: f"{sid}_{fid}" if unique else f"record_{index}"
+    if len(np.unique(ids, axis=0)) == len(ids):
+        return lambda found: f"{found.system.sid}_{found.system.fid}"
+    return lambda found: f"record_{found.index}"
 
 
 @contextmanager

@@ -153,7 +153,7 @@ def _write_part(path: Path, finished: Sequence[Finished]) -> None:
         values = [getattr(each.row, name) for each in finished]
         columns[name] = np.concatenate([value for value in values if value is not None])
     with written_whole(path) as file:
-        np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
+        np.savez(file, allow_pickle=False, **columns)
 
 
 def _read_part(path: Path) -> list[Finished]:

@@ -13,7 +13,14 @@ from torch import Tensor
 from ocpgem.data.batch import collate
 from ocpgem.data.system import System
 from ocpgem.errors import DataError, RequestError
-from ocpgem.evaluate.open_model import Model, apply, device_of, graphs_of, heaviest_element
+from ocpgem.evaluate.open_model import (
+    Model,
+    apply,
+    device_of,
+    graphs_of,
+    heaviest_element,
+    referenced_elements,
+)
 from ocpgem.graph.skin import DEFAULT_SKIN, SkinList
 from ocpgem.graph.topology import SystemEdges, concat, select_edges
 
@@ -76,7 +83,9 @@ class PotentialSurface:
         """As `Surface`; raises RequestError for a model without forces."""
         if len(members) != len(self._members) or any(map(operator.is_not, members, self._members)):
             bare = [_without_labels(member.system) for member in members]
-            self._batch = collate(bare, heaviest_element(self._model)).to(self.device)
+            self._batch = collate(
+                bare, heaviest_element(self._model), elements=referenced_elements(self._model)
+            ).to(self.device)
             self._members = list(members)
         seen = pos.to(self._dtype)
         edges = self._edges(members, seen)  # of each system, for each graph
