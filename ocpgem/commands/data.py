@@ -3,8 +3,15 @@
 import argparse
 from pathlib import Path
 
-from ocpgem.commands.arguments import Subparsers, not_negative, positive, processes_argument
+from ocpgem.commands.arguments import (
+    Subparsers,
+    not_negative,
+    positive,
+    processes_argument,
+    require_parent,
+)
 from ocpgem.errors import RequestError
+from ocpgem.files import written_whole
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -53,8 +60,14 @@ def add_commands(commands: Subparsers) -> None:
     processes_argument(shard)
     shard.set_defaults(command=_shard)
 
-    inspect = data.add_parser("inspect", help="what a data set holds")
+    inspect = data.add_parser(
+        "inspect",
+        help="what a data set holds: counts, elements, labels, edges",
+        description="PATH: a data set of ocpgem, a released LMDB or a folder of them, an ase-lmdb file, or a file that "
+        "ASE reads. Of large sets, records spread evenly over the set are looked at, and the output says how many.",
+    )
     inspect.add_argument("path", type=Path, metavar="PATH")
+    inspect.add_argument("--figure", type=Path, metavar="FILE.png", help="also draw it")
     inspect.add_argument(
         "--check", action="store_true", help="also read all records and verify every checksum"
     )
@@ -176,9 +189,20 @@ def _shard(args: argparse.Namespace) -> int:
 def _inspect(args: argparse.Namespace) -> int:
     from ocpgem.data.inspect import describe
 
+    if args.figure is not None:
+        require_parent(args.figure)
+        if args.figure.suffix.lower() != ".png":
+            raise RequestError(f"--figure {args.figure} should end in .png")
     if args.check:  # first: describing stops at the first damaged record, this counts them
         from ocpgem.data.verify import verify
 
         print(verify(args.path, args.workers))
-    describe(args.path)
+    found = describe(args.path)
+    if args.figure is not None:
+        from ocpgem.evaluate.data_figure import data_figure
+        from ocpgem.evaluate.figures import LIGHT
+
+        with written_whole(args.figure) as file:
+            file.write(data_figure(LIGHT, found, str(args.path)))
+        print(f"figure: {args.figure}")
     return 0

@@ -56,7 +56,7 @@ DARK = Theme(
 )
 
 
-def _png(draw: "Callable[Concatenate[Theme, P], Figure]") -> "Callable[Concatenate[Theme, P], bytes]":
+def as_png(draw: "Callable[Concatenate[Theme, P], Figure]") -> "Callable[Concatenate[Theme, P], bytes]":
     """Draw and save under the settings of the theme: some of them are read only when the file is made."""
 
     @wraps(draw)
@@ -71,37 +71,37 @@ def _png(draw: "Callable[Concatenate[Theme, P], Figure]") -> "Callable[Concatena
     return png
 
 
-@_png
+@as_png
 def training_curves(theme: Theme, history: History) -> "Figure":
     """Loss, force and energy errors of training and validation, and the learning rate, over the steps."""
     panels = [panel for panel in _PANELS if _has(history, panel)]
     columns = min(2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(4.9 * columns, 2.9 * rows)
+    figure = new_figure(4.9 * columns, 2.9 * rows)
     for number, panel in enumerate(panels, start=1):
         _draw_panel(figure.add_subplot(rows, columns, number), history, panel, theme)
     return figure
 
 
-@_png
+@as_png
 def energy_parity(theme: Theme, sets: Sets) -> "Figure":
     """Predicted against true energies, a panel per split."""
     return _parity_panels(sets, _draw_energy_parity, theme)
 
 
-@_png
+@as_png
 def force_parity(theme: Theme, sets: Sets) -> "Figure":
     """Predicted against true force components of the free atoms, a panel per split."""
     return _parity_panels(sets, _draw_force_parity, theme)
 
 
-@_png
+@as_png
 def error_by_element(theme: Theme, sets: Sets) -> "Figure":
     """The force MAE of each element's free atoms, a panel per split, beside that of predicting zero."""
     from ase.data import chemical_symbols
 
     found = sorted({int(z) for each in sets.values() for z in np.unique(each.atomic_numbers[~each.fixed])})
-    figure = _figure(max(4.9, min(11.0, 1.6 + 0.42 * len(found))), 0.5 + 2.1 * len(sets))
+    figure = new_figure(max(4.9, min(11.0, 1.6 + 0.42 * len(found))), 0.5 + 2.1 * len(sets))
     for number, (split, each) in enumerate(sets.items(), start=1):
         ax = figure.add_subplot(len(sets), 1, number)
         error, zero = _errors_by_element(each, found)
@@ -120,7 +120,7 @@ def error_by_element(theme: Theme, sets: Sets) -> "Figure":
     return figure
 
 
-@_png
+@as_png
 def overview(theme: Theme, history: History, sets: Sets) -> "Figure":
     """One picture of a run: how it learned, and the parity of energies and forces on its first split."""
     panels = [panel for panel in (_PANELS[0], _PANELS[1], _PANELS[2]) if _has(history, panel)][:2]
@@ -133,13 +133,13 @@ def overview(theme: Theme, history: History, sets: Sets) -> "Figure":
         draw.append(lambda ax: _draw_energy_parity(ax, f"Energy, {split}", first, theme))
         if first.forces is not None and first.forces_true is not None:
             draw.append(lambda ax: _draw_force_parity(ax, f"Forces, {split}", first, theme))
-    figure = _figure(_PANEL_INCHES * len(draw), 3.4)
+    figure = new_figure(_PANEL_INCHES * len(draw), 3.4)
     for number, each in enumerate(draw, start=1):
         each(figure.add_subplot(1, len(draw), number))
     return figure
 
 
-@_png
+@as_png
 def activation_variances(
     theme: Theme, names: Sequence[str], without: Sequence[float], with_factors: Sequence[float]
 ) -> "Figure":
@@ -147,7 +147,7 @@ def activation_variances(
 
     names, without, with_factors: one entry for each activation, in the order of the forward pass.
     """
-    figure = _figure(6.4, 1.3 + 0.17 * len(names))
+    figure = new_figure(6.4, 1.3 + 0.17 * len(names))
     ax = figure.add_subplot()
     rows = np.arange(len(names))
     ax.axvline(1, color=theme.line, lw=0.9)
@@ -238,7 +238,7 @@ def _parity_panels(
 ) -> "Figure":
     columns = len(sets) if len(sets) <= 3 else math.ceil(len(sets) / 2)
     rows = math.ceil(len(sets) / columns)
-    figure = _figure(_PANEL_INCHES * columns, _PANEL_INCHES * rows)
+    figure = new_figure(_PANEL_INCHES * columns, _PANEL_INCHES * rows)
     for number, (split, each) in enumerate(sets.items(), start=1):
         draw(figure.add_subplot(rows, columns, number), split, each, theme)
     return figure
@@ -323,7 +323,8 @@ def _errors_by_element(each: PredictionSet, elements: list[int]) -> tuple[NDArra
     return means[0], means[1]
 
 
-def _figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of this size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", dpi=130)

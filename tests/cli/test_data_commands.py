@@ -60,8 +60,11 @@ def test_convert_and_inspect_tell_what_was_made(archive, tmp_path, capsys):
     assert run("data", "convert", archive(), "--out", out, "--chunks", "1", "--workers", "1") == 0
     assert "3 frames of 1 systems in 1 shards; 2.0 atoms" in capsys.readouterr().out
     assert [(system.sid, system.energy) for system in open_dataset(out)] == [(1, -1.5)] * 3
-    assert run("data", "inspect", out) == 0
-    assert "3 of 1 systems" in capsys.readouterr().out
+    assert run("data", "inspect", out, "--figure", tmp_path / "out.png") == 0
+    told = capsys.readouterr().out
+    assert "3 of 1 systems" in told
+    assert f"figure: {tmp_path}/out.png" in told.replace("\n", "")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_shard_writes_the_same_records_into_another_number_of_files(archive, tmp_path, capsys):
@@ -100,6 +103,8 @@ def test_shard_writes_the_same_records_into_another_number_of_files(archive, tmp
         (("convert", "raw", "--out", "x", "--chunks", "one"), 2, "chunks 'one' cannot be read"),
         (("convert", "raw", "--out", "x", "--workers", "0"), 2, "the number of workers is 0"),
         (("inspect", "nowhere"), 2, "nowhere does not exist"),
+        (("inspect", "water.extxyz", "--figure", "x.jpg"), 2, "--figure x.jpg should end in .png"),
+        (("inspect", "water.extxyz", "--figure", "nowhere/x.png"), 2, "nowhere is not a folder"),
         (("inspect", "raw"), 1, "holds no data set"),
         (("inspect", "raw/0.txt.xz"), 1, "0.txt.xz"),
     ],

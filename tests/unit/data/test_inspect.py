@@ -6,8 +6,10 @@ from ase.io import write
 
 from ocpgem.data.convert import convert_files
 from ocpgem.data.dataset import InMemoryDataset
-from ocpgem.data.inspect import describe, summarize
+from ocpgem.data.inspect import describe, inspect, lines_of, summarize
 from ocpgem.data.open import open_dataset
+from ocpgem.evaluate.data_figure import data_figure
+from ocpgem.evaluate.figures import LIGHT
 
 
 def test_counts_elements_labels_and_edges_are_told(make_system):
@@ -44,6 +46,51 @@ def test_counts_elements_labels_and_edges_are_told(make_system):
     assert lines["energy per atom"] == "mean -1.5000, std 0.3727, -2.0000 to -1.0000 eV"
     assert "norm mean 2.5000, 99 % below 5.00, largest 5.00 eV/A" in lines["forces"]
     assert lines["energy_relaxed"] == lines["pos_relaxed"] == "none"
+
+
+def test_neighbours_and_edge_lengths_are_told(make_system):
+    cell = np.diag([4.0, 4.0, 30.0]).astype("f4")
+    one = make_system(1, pos=np.zeros((1, 3), "f4"), cell=cell)  # 4 neighbours at 4 A, 4 at 5.66 A
+    lines = summarize(InMemoryDataset([one]))
+    assert lines["neighbours within 6 A"].startswith(
+        "8 to 8, median 8, mean 8.0 an atom (1 records); 0.0 % of"
+    )
+    assert lines["neighbours within 6 A"].endswith("0 have none")
+    assert lines["edge lengths"] == "4.00 to 5.66, median 4.83, mean 4.83 A"
+    dense = make_system(60, cell=np.diag([6.0, 6.0, 6.0]).astype("f4"))
+    far = make_system(2, pos=np.array([[0, 0, 0], [50, 0, 0]], "f4"), pbc=np.zeros(3, bool))
+    lines = summarize(InMemoryDataset([dense, far]))
+    assert lines["neighbours within 6 A"].endswith("have more than the nearest 50; 2 have none")
+
+
+def test_a_large_set_is_sampled_and_that_is_said(make_system, monkeypatch):
+    monkeypatch.setattr("ocpgem.data.inspect.SAMPLE", 5)
+    monkeypatch.setattr("ocpgem.data.inspect.EDGE_SAMPLE", 3)
+    monkeypatch.setattr("ocpgem.data.inspect.TABLE_AT_ONCE", 4)
+    found = inspect(InMemoryDataset([make_system(3 + i, sid=i, energy=float(i)) for i in range(9)]))
+    assert [system.sid for system in found.sample] == [0, 2, 4, 6, 8]
+    lines = lines_of(found)
+    assert lines["records"] == "9"
+    assert lines["atoms (of 3 records)"] == "3 to 11, median 7, mean 7.0"
+    assert lines["sample"].startswith("5 records, spread evenly")
+    assert "(3 records)" in lines["neighbours within 6 A"]
+    assert found.notice == "elements and labels of 5 of 9 records; sizes of 3 records; neighbours of 3"
+
+
+@pytest.mark.parametrize("kind", ["all labels", "relaxations", "no labels", "still", "gas"])
+def test_every_kind_of_data_set_can_be_drawn(make_system, kind):
+    changes = {
+        "all labels": {},
+        "relaxations": {"forces": None, "energy_relaxed": -1.0, "pos_relaxed": np.zeros((12, 3), "f4")},
+        "no labels": {"energy": None, "forces": None},
+        "still": {"forces": np.zeros((12, 3), "f4"), "energy": 0.0},
+        "gas": {"pos": np.arange(36, dtype="f4").reshape(12, 3) * 50, "pbc": np.zeros(3, bool)},
+    }[kind]
+    png = data_figure(
+        LIGHT, inspect(InMemoryDataset([make_system(seed=i, **changes) for i in range(3)])), kind
+    )
+    assert png.startswith(b"\x89PNG")
+    assert len(png) > 20_000
 
 
 def test_labels_that_only_some_records_have_are_told(make_system):
