@@ -80,7 +80,8 @@ def _add_convert(data: Subparsers) -> None:
         "convert",
         help="structure files, released LMDBs, archives of molecules or raw OC20 archives to a data set",
         description="A raw OC20 archive is a folder of N.extxyz.xz with N.txt.xz. LMDBs and pickled lists (.pkl, "
-        ".pt) are those of the released OC20 and OC22 tools; nothing in them is run. An npz file is an archive of "
+        ".pt) are those of the released OC20 and OC22 tools, .aselmdb files those of fairchem; nothing in them is run. "
+        "An npz file is an archive of "
         "molecules (COLL, MD17, rMD17, sGDML). Anything else is read with ASE (extxyz, traj, db, VASP's vasprun.xml "
         "and OUTCAR, ...).",
     )

@@ -1,4 +1,4 @@
-"""One door to every kind of data set: ocpgem's LMDBs, released LMDBs and pickles, and whatever ASE reads."""
+"""One door to every kind of data set: ocpgem's LMDBs, released LMDBs and pickles, ase-lmdb, and whatever ASE reads."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from ocpgem.data.ase_files import read_atoms
+from ocpgem.data.ase_lmdb import SUFFIX, AseLmdb, ase_lmdb_files
 from ocpgem.data.dataset import Dataset, InMemoryDataset, Subset
-from ocpgem.data.lmdb_store import LmdbDataset
+from ocpgem.data.lmdb_store import METADATA_FILE, LmdbDataset
 from ocpgem.data.released_lmdb import PICKLED_LISTS, ReleasedLmdb, is_released, read_pickled_list, system_of
 from ocpgem.data.system import System, system_from_atoms
 from ocpgem.errors import DataError, RequestError
@@ -17,8 +18,8 @@ from ocpgem.errors import DataError, RequestError
 def open_dataset(path: str | Path, limit: int | None = None) -> Dataset:
     """The data set at `path`, its first `limit` systems if given.
 
-    Folders and `.lmdb` files are read lazily, ocpgem's own and released ones; pickled lists of PyG objects (.pkl, .pt)
-    and whatever ASE reads are read into memory. Nothing in a file is ever run.
+    Folders, `.lmdb` and `.aselmdb` files are read lazily; pickled lists of PyG objects (.pkl, .pt) and whatever ASE
+    reads are read into memory. Nothing in a file is ever run.
     Raises RequestError for a missing path or a limit below 1, DataError for content that cannot be used.
     """
     path = Path(path)
@@ -26,15 +27,21 @@ def open_dataset(path: str | Path, limit: int | None = None) -> Dataset:
         raise RequestError(f"limit is {limit}; it must be at least 1")
     if not path.exists():
         raise RequestError(f"{path} does not exist")
-    if not path.is_dir() and not path.name.endswith(".lmdb"):
+    if not path.is_dir() and path.suffix not in (".lmdb", SUFFIX):
         if path.suffix == ".npz":
             raise DataError(f"{path} is an archive; convert it first: data convert {path} --out FOLDER")
         read = _read_pickles if path.suffix in PICKLED_LISTS else _read_with_ase
         return InMemoryDataset(read(path, limit), path)
-    dataset = ReleasedLmdb(path) if is_released(path) else LmdbDataset(path)
+    dataset = _open_lmdbs(path)
     if limit is None or limit >= len(dataset):
         return dataset
     return Subset(dataset, np.arange(limit))
+
+
+def _open_lmdbs(path: Path) -> Dataset:
+    if not (path / METADATA_FILE).exists() and ase_lmdb_files(path):
+        return AseLmdb(path)
+    return ReleasedLmdb(path) if is_released(path) else LmdbDataset(path)
 
 
 def _read_pickles(path: Path, limit: int | None) -> list[System]:

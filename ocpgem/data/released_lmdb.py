@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ocpgem.data.dataset import Dataset
 from ocpgem.data.lmdb_file import LmdbFile, open_lmdb
 from ocpgem.data.lmdb_store import HEADER_KEY, METADATA_FILE
 from ocpgem.data.pickled_arrays import PlainObject, load_plain
@@ -72,18 +73,23 @@ class ReleasedLmdb(ShardedDataset["_Shard"]):
         return system_of(shard.fields(place), shard.where(place), default_sid=index)
 
     def _load_sizes(self) -> SizeTable:
-        if len(self) <= SIZED_SILENTLY:
-            return size_table([_size_row(self[index]) for index in range(len(self))])
-        _log.warning(
-            "%s is read as it was released, so the edges of all its %d records are counted now, and again by every "
-            "command; data convert stores them once",
-            self.path,
-            len(self),
-        )
-        return run_jobs(_sizes_of, [self], 1, len(self), f"counting edges of {self.path.name}")[0]
+        return sizes_by_reading(self)
 
 
-def _sizes_of(dataset: ReleasedLmdb, done: Counter) -> SizeTable:
+def sizes_by_reading(dataset: Dataset) -> SizeTable:
+    """The side table of a data set that stores none: reads every record, and says so unless they are few."""
+    if len(dataset) <= SIZED_SILENTLY:
+        return size_table([_size_row(dataset[index]) for index in range(len(dataset))])
+    _log.warning(
+        "%s has not been converted, so the edges of all its %d records are counted now, and again by every "
+        "command; data convert stores them once",
+        dataset.path,
+        len(dataset),
+    )
+    return run_jobs(_sizes_of, [dataset], 1, len(dataset), f"counting edges of {dataset.path.name}")[0]
+
+
+def _sizes_of(dataset: Dataset, done: Counter) -> SizeTable:
     rows = []
     for index in range(len(dataset)):
         rows.append(_size_row(dataset[index]))

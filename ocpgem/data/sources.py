@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ocpgem.data.ase_files import read_atoms
+from ocpgem.data.ase_lmdb import SUFFIX, count_ase_lmdb, read_ase_lmdb
 from ocpgem.data.lmdb_store import METADATA_FILE
 from ocpgem.data.molecules import read_molecules
 from ocpgem.data.released_lmdb import (
@@ -41,9 +42,11 @@ _KINDS = {
     "db": re.compile(r".+\.db"),
     "npz": re.compile(r"(?!metadata\.npz$).+\.npz"),  # metadata.npz lies beside released LMDBs
     "LMDB": re.compile(r".+\.lmdb"),
+    "ase-lmdb": re.compile(r".+\.aselmdb"),
     "VASP": re.compile(rf"(?:.*OUTCAR.*|vasprun.*\.xml{_PACKED})"),
 }
 _SAMPLE = 20
+_UNFIT = "fields that are missing, or of another kind or shape than atoms need"
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Piece:
 def find_files(sources: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """The files to read, in order, and remarks on those that were passed over.
 
-    A folder stands for the files of one kind below it (extxyz or xyz, traj, db, npz, LMDB, VASP), in natural order of
+    A folder stands for the files of one kind below it (one of `_KINDS`), in natural order of
     their names. Raises RequestError for what does not exist, holds no such files, or several kinds.
     """
     files: list[Path] = []
@@ -156,6 +159,8 @@ def pieces_of(file: int, path: Path, unit_in_ev: float) -> list[Piece]:
         n_frames = read_molecules(path).n_frames
     elif path.suffix == ".lmdb":
         n_frames = count_released(path)
+    elif path.suffix == SUFFIX:
+        n_frames = count_ase_lmdb(path)
     else:
         return [Piece(file, path, unit_in_ev)]
     starts = range(0, max(n_frames, 1), FRAMES_PER_PIECE)
@@ -168,6 +173,8 @@ def read_frames(piece: Piece) -> Iterator[Frame | Unfit | Unreadable]:
         return _molecule_frames(piece)
     if piece.path.suffix in (".lmdb", *PICKLED_LISTS):
         return _released_frames(piece)
+    if piece.path.suffix == SUFFIX:
+        return _ase_lmdb_frames(piece)
     return _ase_frames(piece)
 
 
@@ -240,11 +247,29 @@ def _released_frames(piece: Piece) -> Iterator[Frame | Unfit | Unreadable]:
         try:
             system = system_of(fields, where)
         except DataError:
-            yield Unfit(record, "fields that are missing, or of another kind or shape than atoms need")
+            yield Unfit(record, _UNFIT)
             continue
         if piece.unit_in_ev != 1.0:
             _scale(system, piece.unit_in_ev)
         yield Frame(record, system, system.sid if "sid" in fields else None, system.fid, _boxed(system))
+
+
+def _ase_lmdb_frames(piece: Piece) -> Iterator[Frame | Unfit | Unreadable]:
+    rows = read_ase_lmdb(piece.path, piece.first, piece.last)
+    for record, (fields, where) in enumerate(rows, piece.first):
+        if isinstance(fields, DataError):
+            yield Unreadable(record, str(fields))
+            continue
+        try:
+            system = system_of(fields, where)
+        except DataError:
+            yield Unfit(record, _UNFIT)
+            continue
+        if piece.unit_in_ev != 1.0:
+            _scale(system, piece.unit_in_ev)
+        remarks = (SPECIAL_CONSTRAINT,) if "special_constraints" in fields else ()
+        sid, fid = (getattr(system, key) if key in fields else None for key in ("sid", "fid"))
+        yield Frame(record, system, sid, fid, remarks + _boxed(system))
 
 
 def _boxed(system: System) -> tuple[str, ...]:
