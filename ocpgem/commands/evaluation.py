@@ -124,9 +124,10 @@ def _named_data(args: argparse.Namespace) -> "dict[str, Dataset]":
             )
         from ocpgem.config import parse_config
         from ocpgem.train.config import TrainConfig
-        from ocpgem.train.datasets import open_validation_sets
+        from ocpgem.train.unusable import usable_validation_sets
 
-        return open_validation_sets(parse_config(config_file.read_text(), TrainConfig, str(config_file)).data)
+        config = parse_config(config_file.read_text(), TrainConfig, str(config_file))
+        return usable_validation_sets(config.data, args.checkpoint)
     return {name: open_dataset(path) for name, path in named.items()}
 
 

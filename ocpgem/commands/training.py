@@ -55,6 +55,7 @@ def _train_until(stop: "StopRequest", args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides, TrainConfig)
     from ocpgem.train.run import run_path, train
     from ocpgem.train.signals import exit_code_of
+    from ocpgem.train.unusable import summary_of_skipped
 
     path = args.run_dir or run_path(args.config)
     summary = train(config, path, stop)
@@ -62,6 +63,8 @@ def _train_until(stop: "StopRequest", args: argparse.Namespace) -> int:
 
     if group.is_main():
         print_metrics(summary.metrics, f"validation after step {summary.steps_done}")
+        for line in summary_of_skipped(path):
+            print(line)
         print(_ending(summary, config.steps, path))
     group.shutdown()
     return 0 if summary.stopped_by is None else exit_code_of(summary.stopped_by)
@@ -134,11 +137,11 @@ def _fit_targets(args: argparse.Namespace) -> int:
         )
     from ocpgem.files import write_text
     from ocpgem.parallel import group
-    from ocpgem.train.datasets import open_training_set
     from ocpgem.train.targets import fit_targets
+    from ocpgem.train.unusable import usable_training_set
 
     group.init_from_environment("cpu")
-    train_set = open_training_set(config.data)
+    train_set = usable_training_set(config, say=print if group.is_main() else lambda text: None)
     targets = fit_targets(
         config.normalization, train_set, config.loss.forces > 0, "fitting the normalisation"
     )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocpgem.data.draws import Draws
-from ocpgem.data.sizes import SizeTable, size_row, size_table
+from ocpgem.data.sizes import NO_SIZE, SizeTable, size_row, size_table
 from ocpgem.data.system import System
 from ocpgem.errors import DataError
 
@@ -20,6 +20,11 @@ class Dataset(ABC):
     """Systems by index; the columns of the side table have one entry per system."""
 
     path: Path
+
+    @property
+    def stores_sizes(self) -> bool:
+        """Whether the side table is known without reading records."""
+        return False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -41,6 +46,14 @@ class Dataset(ABC):
     def draws(self, seed: int) -> Draws | None:
         """How often training draws each system; None where each is drawn once in every epoch."""
         return None
+
+    def leave_out(self, indices: NDArray[np.integer]) -> None:
+        """These systems will not be asked for, and must not be in the way of the side table if they are unusable."""
+        return
+
+    def is_left_out(self, index: int) -> bool:
+        """Whether `leave_out` has named this system."""
+        return False
 
     def origin(self, index: int) -> str:
         """The file or folder that holds a system, and its number there, for messages."""
@@ -90,6 +103,7 @@ class InMemoryDataset(Dataset):
         self.path = Path(path)
         self._systems = systems
         self._table: SizeTable | None = None
+        self._left_out: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._systems)
@@ -101,8 +115,16 @@ class InMemoryDataset(Dataset):
     def sizes(self) -> SizeTable:
         """The side table, made when first asked for."""
         if self._table is None:
-            self._table = size_table([size_row(system) for system in self._systems])
+            rows = [
+                NO_SIZE if index in self._left_out else size_row(system)
+                for index, system in enumerate(self._systems)
+            ]
+            self._table = size_table(rows)
         return self._table
+
+    def leave_out(self, indices: NDArray[np.integer]) -> None:
+        """Their rows of the side table are zeros."""
+        self._left_out.update(indices.tolist())
 
 
 class Subset(Dataset):
@@ -112,6 +134,11 @@ class Subset(Dataset):
         self.path = dataset.path
         self._dataset = dataset
         self._indices = indices
+
+    @property
+    def stores_sizes(self) -> bool:
+        """Whether the side table is known without reading records."""
+        return self._dataset.stores_sizes
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -127,6 +154,10 @@ class Subset(Dataset):
     def column(self, name: str) -> NDArray[Any]:
         """The entries of one column that belong here."""
         return self._dataset.column(name)[self._indices]
+
+    def leave_out(self, indices: NDArray[np.integer]) -> None:
+        """These systems will not be asked for."""
+        self._dataset.leave_out(self._indices[indices])
 
     def origin(self, index: int) -> str:
         """The file or folder that holds a system, and its number in the whole data set."""

@@ -90,6 +90,11 @@ class Relabelled(Dataset):
         self.path = dataset.path
         self._dataset, self._relaxed, self._references = dataset, relaxed, references
 
+    @property
+    def stores_sizes(self) -> bool:
+        """Whether the side table is known without reading records."""
+        return self._dataset.stores_sizes
+
     def __len__(self) -> int:
         return len(self._dataset)
 
@@ -120,6 +125,10 @@ class Relabelled(Dataset):
     def column(self, name: str) -> NDArray[Any]:
         """One column of the side table."""
         return self._dataset.column(name)
+
+    def leave_out(self, indices: NDArray[np.integer]) -> None:
+        """These systems will not be asked for."""
+        self._dataset.leave_out(indices)
 
     def origin(self, index: int) -> str:
         """The file or folder that holds a system, and its number there."""

@@ -183,6 +183,11 @@ class LmdbDataset(ShardedDataset["_Shard"]):
             files, counts = [path], [shard_file.count]
         super().__init__(path, files, counts)
 
+    @property
+    def stores_sizes(self) -> bool:
+        """The side table is a file."""
+        return True
+
     def _open(self, file: Path) -> _Shard:
         return _Shard(file)
 

@@ -22,7 +22,7 @@ from ocpgem.data.lmdb_store import HEADER_KEY, METADATA_FILE
 from ocpgem.data.pickled_arrays import PlainObject, load_plain
 from ocpgem.data.safe_pickle import shown
 from ocpgem.data.sharded import ShardedDataset, existing
-from ocpgem.data.sizes import SizeTable, size_row, size_table
+from ocpgem.data.sizes import NO_SIZE, SizeTable, size_row, size_table
 from ocpgem.data.system import System, to_uint8
 from ocpgem.data.workers import Counter, run_jobs
 from ocpgem.errors import DataError
@@ -79,7 +79,7 @@ class ReleasedLmdb(ShardedDataset["_Shard"]):
 def sizes_by_reading(dataset: Dataset) -> SizeTable:
     """The side table of a data set that stores none: reads every record, and says so unless they are few."""
     if len(dataset) <= SIZED_SILENTLY:
-        return size_table([_size_row(dataset[index]) for index in range(len(dataset))])
+        return size_table([_size_row(dataset, index) for index in range(len(dataset))])
     _log.warning(
         "%s has not been converted, so the edges of all its %d records are counted now, and again by every "
         "command; data convert stores them once",
@@ -92,12 +92,15 @@ def sizes_by_reading(dataset: Dataset) -> SizeTable:
 def _sizes_of(dataset: Dataset, done: Counter) -> SizeTable:
     rows = []
     for index in range(len(dataset)):
-        rows.append(_size_row(dataset[index]))
+        rows.append(_size_row(dataset, index))
         done.add(1)
     return size_table(rows)
 
 
-def _size_row(system: System) -> tuple[int, int, int, int, int]:
+def _size_row(dataset: Dataset, index: int) -> tuple[int, int, int, int, int]:
+    if dataset.is_left_out(index):
+        return NO_SIZE
+    system = dataset[index]
     system.validate()
     try:
         return size_row(system)

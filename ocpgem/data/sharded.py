@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.sizes import SizeTable
@@ -32,6 +33,7 @@ class ShardedDataset(Dataset, Generic[Shard]):
         self._ends: list[int] = np.cumsum(counts).tolist()
         self._shards: dict[int, Shard] = {}
         self._table: SizeTable | None = None
+        self._left_out: set[int] = set()
         self._pid = os.getpid()
 
     def __len__(self) -> int:
@@ -52,6 +54,14 @@ class ShardedDataset(Dataset, Generic[Shard]):
         if self._table is None:
             self._table = self._load_sizes()
         return self._table
+
+    def leave_out(self, indices: NDArray[np.integer]) -> None:
+        """These systems will not be asked for; a side table that is made from records does not read them."""
+        self._left_out.update(indices.tolist())
+
+    def is_left_out(self, index: int) -> bool:
+        """Whether `leave_out` has named this system."""
+        return index in self._left_out
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_shards": {}, "_table": None}

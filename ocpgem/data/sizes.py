@@ -17,6 +17,9 @@ MAX_NEIGHBORS = 50
 SIZES = np.dtype([("n_atoms", "<i4"), ("n_edges", "<i4"), ("n_free", "<i4"), ("sid", "<i8"), ("fid", "<i8")])
 """One row per record: atoms, directed edges within 6 A (nearest 50 per atom), free atoms, identifiers."""
 
+NO_SIZE = (0, 0, 0, 0, 0)
+"""The row of a record that is left out."""
+
 SizeTable = NDArray[np.void]
 
 

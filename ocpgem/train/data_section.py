@@ -70,6 +70,7 @@ class SkipSection(Section):
     at_most: float = Field(
         0.1, ge=0, le=1, description="share of a data set that may be left out; more ends the run"
     )
+    max_atoms: int | None = Field(None, ge=1, description="larger training records are left out")
     max_force: float | None = Field(
         None, gt=0, description="training records with a larger force on a free atom are left out, eV/A"
     )
@@ -79,7 +80,8 @@ class SkipSection(Section):
 
     @model_validator(mode="after")
     def _limits_need_permission(self) -> "SkipSection":
-        limits = [name for name in ("max_force", "max_energy_per_atom") if getattr(self, name) is not None]
+        names = ("max_atoms", "max_force", "max_energy_per_atom")
+        limits = [name for name in names if getattr(self, name) is not None]
         if limits and not self.allow:
             raise ValueError(f"{limits[0]} leaves records out, which needs allow: true")
         return self

@@ -1,5 +1,7 @@
 """From the data section of a configuration to data sets."""
 
+from dataclasses import dataclass
+
 from ocpgem.data.dataset import Dataset, Subset
 from ocpgem.data.labels import Relabelled, read_system_references
 from ocpgem.data.mixture import Mixture
@@ -9,19 +11,57 @@ from ocpgem.train.config import DataSection
 from ocpgem.train.data_section import DataSetSection, SubsetSection
 
 
-def open_training_set(data: DataSection) -> Dataset:
-    """The data set to train on; several are joined, and drawn by their weights.
+@dataclass(frozen=True)
+class DataSets:
+    """The data sets of a run as its configuration names them.
 
-    Raises RequestError or DataError for what is missing or cannot be used.
+    train: with their weights, before they are joined; val: by name.
     """
+
+    train: list[Dataset]
+    weights: list[float]
+    val: dict[str, Dataset]
+
+    @property
+    def training_set(self) -> Dataset:
+        """The data set to train on; several are joined, and drawn by their weights."""
+        if len(self.train) == 1 and self.weights == [1]:
+            return self.train[0]
+        return Mixture(self.train, self.weights)
+
+    @property
+    def named(self) -> dict[str, Dataset]:
+        """Every set by what messages and files call it: `train` (or `train[0]`, `train[1]`, ...) and `val.NAME`."""
+        several = len(self.train) > 1
+        train = {f"train[{i}]" if several else "train": dataset for i, dataset in enumerate(self.train)}
+        return train | {f"val.{name}": dataset for name, dataset in self.val.items()}
+
+    def replaced(self, named: dict[str, Dataset]) -> "DataSets":
+        """The same sets with others in their places, called as in `named`."""
+        found = list(named.values())
+        n_train = len(self.train)
+        return DataSets(found[:n_train], self.weights, dict(zip(self.val, found[n_train:], strict=True)))
+
+
+def open_data_sets(data: DataSection) -> DataSets:
+    """Every data set; raises RequestError or DataError for what is missing or cannot be used."""
+    return DataSets(
+        [open_entry(entry) for entry in data.train_sets],
+        [entry.weight for entry in data.train_sets],
+        open_validation_sets(data),
+    )
+
+
+def open_training_set(data: DataSection) -> Dataset:
+    """The data set to train on, unusable records included."""
     entries = data.train_sets
-    datasets = [open_entry(entry) for entry in entries]
-    weights = [entry.weight for entry in entries]
-    return datasets[0] if len(datasets) == 1 and weights == [1] else Mixture(datasets, weights)
+    return DataSets(
+        [open_entry(entry) for entry in entries], [entry.weight for entry in entries], {}
+    ).training_set
 
 
 def open_validation_sets(data: DataSection) -> dict[str, Dataset]:
-    """The data sets to validate on, by name."""
+    """The data sets to validate on, by name, unusable records included."""
     return {name: open_entry(entry) for name, entry in data.val_sets.items()}
 
 
@@ -36,15 +76,6 @@ def open_entry(entry: DataSetSection) -> Dataset:
     return dataset
 
 
-def _chosen(subset: SubsetSection, dataset: Dataset, where: str) -> Indices:
-    if subset.first is not None:
-        return first_records(len(dataset), subset.first, where)
-    if subset.fraction is not None:
-        return random_records(len(dataset), subset.fraction, subset.seed)
-    assert subset.indices is not None
-    return records_of_file(subset.indices, len(dataset), where)
-
-
 def describe_sets(data: DataSection, train_set: Dataset, seed: int) -> list[str]:
     """One line for each of several training sets: its systems, its draws in an epoch and their share."""
     draws = train_set.draws(seed)
@@ -55,3 +86,12 @@ def describe_sets(data: DataSection, train_set: Dataset, seed: int) -> list[str]
         f"({n_draws / draws.per_epoch:.1%})"
         for entry, count, n_draws in zip(data.train_sets, draws.counts, draws.of_sets, strict=True)
     ]
+
+
+def _chosen(subset: SubsetSection, dataset: Dataset, where: str) -> Indices:
+    if subset.first is not None:
+        return first_records(len(dataset), subset.first, where)
+    if subset.fraction is not None:
+        return random_records(len(dataset), subset.fraction, subset.seed)
+    assert subset.indices is not None
+    return records_of_file(subset.indices, len(dataset), where)

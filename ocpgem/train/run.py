@@ -2,6 +2,7 @@
 
 import json
 import logging
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ocpgem.parallel.device import choose_device
 from ocpgem.train.batching import eval_batching, prepare_costs, require_work_for_all, train_batching
 from ocpgem.train.checkpoint_files import Retention
 from ocpgem.train.config import CheckpointSection, TrainConfig
-from ocpgem.train.datasets import describe_sets, open_training_set, open_validation_sets
+from ocpgem.train.datasets import describe_sets, open_data_sets
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
 from ocpgem.train.logger import make_console
@@ -32,6 +33,7 @@ from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors, scale_fac
 from ocpgem.train.signals import StopRequest
 from ocpgem.train.state import Checkpoints
 from ocpgem.train.targets import describe_targets, elements_of, fit_targets
+from ocpgem.train.unusable import leave_out_unusable, usable_training_set
 
 log = logging.getLogger("ocpgem")
 _FITTING_BATCH = 16
@@ -52,12 +54,13 @@ def train(config: TrainConfig, run_path: Path, stop: StopRequest | None = None) 
     group.init_from_environment(device)
     console = make_console()
     torch.manual_seed(config.seed)
-    train_set, val_sets = open_training_set(config.data), open_validation_sets(config.data)
+    data = open_data_sets(config.data)
     run = RunDirectory(run_path)
     checkpoints = Checkpoints(run.checkpoints, _retention(config.checkpoint))
     found = _prepare_on_main(run, config, device, checkpoints, console)
     with run.discarded_on_failure():
-        parts = _assemble(config, run, train_set, val_sets, device, console, stop)
+        data = leave_out_unusable(config, data, run.path, partial(_say, console))
+        parts = _assemble(config, run, data.training_set, data.val, device, console, stop)
     return TrainingLoop(parts, checkpoints, found).run()
 
 
@@ -137,11 +140,15 @@ def _fit_targets(config: TrainConfig, train_set: Dataset, console: Console) -> N
         config.normalization, train_set, config.loss.forces > 0, "fitting the normalisation"
     )
     for remark in targets.remarks:
-        console.print(remark, highlight=False, soft_wrap=True)
+        _say(console, remark)
     if targets.moments is not None:
-        text = f"normalisation fitted: {describe_targets(targets.normalization)}"
-        console.print(text, highlight=False, soft_wrap=True)
+        _say(console, f"normalisation fitted: {describe_targets(targets.normalization)}")
     return targets.normalization
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
+    log.info(text)
 
 
 def _fit(
@@ -161,7 +168,7 @@ def _fit(
 
 def fit_scales_of(config: TrainConfig, console: Console) -> list[FittedScale]:
     """Fit the scale factors of a configuration's model, without a run."""
-    train_set = open_training_set(config.data)
+    train_set = usable_training_set(config, partial(_say, console))
     torch.manual_seed(config.seed)
     return fit_scales(config, train_set, Potential(config.model, Normalization()), console)
 

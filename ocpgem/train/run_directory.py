@@ -122,7 +122,8 @@ class RunDirectory:
         return (self.checkpoints / "latest").exists() or self.best.exists()
 
     def _begin_anew(self) -> None:
-        (self.path / "preparation.json").unlink(missing_ok=True)
+        for name in ("preparation.json", "checked.json", "skipped.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
         self.metrics_file.unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 

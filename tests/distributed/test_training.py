@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ocpgem.checkpoint import load_potential
+from ocpgem.data.lmdb_store import write_dataset
 from ocpgem.data.open import open_dataset
 from ocpgem.errors import INTERRUPTED
 from ocpgem.evaluate.predict import Effort, evaluate
@@ -230,3 +231,39 @@ def test_a_bad_label_that_one_rank_meets_ends_both_with_its_name(
     assert done.stderr.count("\n") == 1
     assert "forces holds a value that is not finite" in (tmp_path / "run" / "log.txt").read_text()
     assert time.monotonic() - begin < 200
+
+
+@pytest.mark.slow  # three runs of two ranks
+def test_a_run_that_skips_records_is_the_run_without_them(tmp_path: Path) -> None:
+    """The same losses, scores and order, also when it is interrupted; the records are listed and counted."""
+    systems, others = list(random_systems(14, 0)), list(random_systems(9, 1))
+    write_dataset(tmp_path / "clean", [system for system in systems if system.sid not in (3, 11)])
+    write_dataset(tmp_path / "clean_val", [system for system in others if system.sid != 5])
+    systems[3].energy = systems[11].forces = others[5].forces = None
+    write_dataset(tmp_path / "spoilt", systems)
+    write_dataset(tmp_path / "spoilt_val", others)
+    runs = {}
+    plain: dict[str, Any] = {"steps": 8, "optim": {"schedule": {"name": "constant"}}}
+    for name in ("clean", "spoilt"):
+        settings = tiny_settings(tmp_path / name, tmp_path / f"{name}_val", log_every_steps=1, **plain)
+        config = write_settings(tmp_path / f"{name}.yml", settings)
+        runs[name] = tmp_path / f"run-{name}"
+        words = ["train", config, "--run-dir", runs[name], "--nproc", 2]
+        if name == "spoilt":
+            words += ["data.skip={allow: true, at_most: 0.2}"]
+            assert run_main(*words, "steps=4").returncode == 0
+        done = run_main(*words)
+        assert done.returncode == 0, done.stderr
+    assert "left out: 2 of 14 in train, 1 of 9 in val.val, listed in" in done.stdout
+    listed = [json.loads(line) for line in (runs["spoilt"] / "skipped.jsonl").read_text().splitlines()]
+    assert [(entry["sid"], entry["reason"]) for entry in listed] == [
+        (3, "no energy"),
+        (11, "no forces"),
+        (5, "no forces"),
+    ]
+    for kind, name in (("train", "loss"), ("val", "energy_mae")):
+        clean, spoilt = (
+            {record["step"]: record[name] for record in records(run, kind)} for run in runs.values()
+        )
+        for step, value in clean.items():
+            assert spoilt[step] == pytest.approx(value, rel=1e-5), (kind, step)
