@@ -63,7 +63,7 @@ class Dataset(ABC):
         """The rows of the side table of some systems."""
         return self.sizes[indices]
 
-    def rows_in_order(self, at_once: int = 1 << 20) -> Iterator[tuple[int, SizeTable]]:
+    def rows_in_order(self, at_once: int = 1 << 18) -> Iterator[tuple[int, SizeTable]]:
         """The whole side table, some rows at a time, each time with the number of the first of them."""
         for first in range(0, len(self), at_once):
             yield first, self.rows(np.arange(first, min(first + at_once, len(self))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -64,6 +65,16 @@ def open_lmdb(path: Path) -> LmdbFile:
 
 def _damaged(where: object, error: lmdb.Error) -> str:
     return f"{where}: the LMDB is damaged ({error}); make the file anew"
+
+
+def allow_open_files(count: int) -> None:
+    """Let this process, and those it starts, keep so many more files open than before, as far as the system permits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + count
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _open_environment(path: Path) -> lmdb.Environment:

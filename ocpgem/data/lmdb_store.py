@@ -21,6 +21,7 @@ from typing import Any
 
 import lmdb
 import numpy as np
+from numpy.typing import NDArray
 
 from ocpgem.data.lmdb_file import open_lmdb
 from ocpgem.data.record import decode, encode
@@ -28,8 +29,9 @@ from ocpgem.data.sharded import ShardedDataset, existing
 from ocpgem.data.sizes import (
     CUTOFF,
     MAX_NEIGHBORS,
-    SIZES,
+    SizesFile,
     SizeTable,
+    mapped_sizes,
     pack_sizes,
     size_row,
     size_table,
@@ -182,6 +184,7 @@ class LmdbDataset(ShardedDataset["_Shard"]):
             self.metadata = shard_file.header
             files, counts = [path], [shard_file.count]
         super().__init__(path, files, counts)
+        self._sizes_file: SizesFile | None = None
 
     @property
     def stores_sizes(self) -> bool:
@@ -197,16 +200,18 @@ class LmdbDataset(ShardedDataset["_Shard"]):
     def _load_sizes(self) -> SizeTable:
         if not self.path.is_dir():
             return self._shard(0).sizes()
-        file = self.path / SIZES_FILE
-        try:
-            table = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: the table of sizes cannot be read ({error})") from None
-        if table.dtype != SIZES or table.shape != (len(self),):
-            raise DataError(
-                f"{file}: the table of sizes does not belong to the {len(self)} records beside it"
-            )
-        return np.asarray(table)
+        return np.asarray(mapped_sizes(self.path / SIZES_FILE, len(self)))
+
+    def rows(self, indices: NDArray[np.integer]) -> SizeTable:
+        """The rows of the side table of some records, without mapping the others."""
+        if not self.path.is_dir():
+            return super().rows(indices)
+        if self._sizes_file is None:
+            self._sizes_file = SizesFile(self.path / SIZES_FILE, len(self))
+        return self._sizes_file.rows(indices)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_sizes_file": None}
 
 
 class _Shard:

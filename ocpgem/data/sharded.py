@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ocpgem.data.dataset import Dataset
+from ocpgem.data.lmdb_file import allow_open_files
 from ocpgem.data.sizes import SizeTable
 from ocpgem.data.system import System
 from ocpgem.errors import RequestError
@@ -35,6 +36,7 @@ class ShardedDataset(Dataset, Generic[Shard]):
         self._table: SizeTable | None = None
         self._left_out: set[int] = set()
         self._pid = os.getpid()
+        allow_open_files(len(self._files))
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import weakref
 import zlib
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +44,49 @@ def count_edges(system: System, cutoff: float = CUTOFF, max_neighbors: int = MAX
     found = neighbor_search(system.pos, system.cell, system.pbc, cutoff)
     degree = np.bincount(found.target, minlength=system.n_atoms)
     return int(np.minimum(degree, max_neighbors).sum())
+
+
+class SizesFile:
+    """The side table in a .npy file, of which rows are read where they are asked for.
+
+    Nothing is mapped or kept: of a mapped table, each row that is looked up would add pages to the memory of the
+    process, in the end all 4 GB for 134 million records. One handle serves forked processes too.
+    Raises DataError unless the file holds `count` rows.
+    """
+
+    def __init__(self, file: Path, count: int) -> None:
+        table = mapped_sizes(file, count)
+        assert isinstance(table, np.memmap)
+        self._first_byte = table.offset
+        self._handle = os.open(file, os.O_RDONLY)
+        self.file = file
+        weakref.finalize(self, os.close, self._handle)
+
+    def rows(self, indices: NDArray[np.integer]) -> SizeTable:
+        """Some rows, each in [0, count); one read for consecutive ones."""
+        count = len(indices)
+        if count > 1 and (np.diff(indices) == 1).all():
+            return self._read(int(indices[0]), count)
+        parts = [self._read(index, 1) for index in indices.tolist()]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=SIZES)
+
+    def _read(self, first: int, count: int) -> SizeTable:
+        n_bytes = count * SIZES.itemsize
+        content = os.pread(self._handle, n_bytes, self._first_byte + first * SIZES.itemsize)
+        if len(content) != n_bytes:
+            raise DataError(f"{self.file} ends before row {first + count}; it was changed while it was read")
+        return np.frombuffer(content, dtype=SIZES)
+
+
+def mapped_sizes(file: Path, count: int) -> SizeTable:
+    """The side table in a .npy file, memory-mapped; raises DataError unless it holds `count` rows."""
+    try:
+        table = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: the table of sizes cannot be read ({error})") from None
+    if table.dtype != SIZES or table.shape != (count,):
+        raise DataError(f"{file}: the table of sizes does not belong to the {count} records beside it")
+    return table
 
 
 def pack_sizes(table: SizeTable) -> bytes:
