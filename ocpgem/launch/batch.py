@@ -17,7 +17,8 @@ from ocpgem.launch.records import (
     Submission,
     add_to_project,
     append_history,
-    history,
+    folders,
+    history_of,
     new_folder,
     read_submission,
     saved_step,
@@ -64,24 +65,21 @@ def main() -> int:
 
 def begin(args: argparse.Namespace) -> int:
     """Note the start; print MASTER_ADDR and MASTER_PORT as exports. Refuses a job that starts over and over."""
-    job = _job_number()
-    element = _element(args)
-    run_dir = Path(element.run_dir)
-    step = saved_step(run_dir)
     restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    earlier = starts_at(history(run_dir), job, step)
+    submission, index = _submission(args, first_start=restart == 0)
+    run_dir = Path(submission.elements[index].run_dir)
+    job, step = _job_number(), saved_step(run_dir)
+    records = history_of(run_dir, submission.folder)
+    earlier = starts_at(records, step)
+    facts = {"job": job, "folder": submission.folder, "step": step}
     if earlier >= STARTS_WITHOUT_PROGRESS:
         text = f"started {earlier} times at step {step} without getting further; it is not started again"
-        append_history(
-            run_dir, "end", job=job, code=1, reason="no progress", requeued=False, step=step, text=text
-        )
+        append_history(run_dir, "end", code=1, reason="no progress", requeued=False, text=text, **facts)
         raise OcpgemError(f"job {job} {text}; look at the ends in {run_dir / 'jobs' / 'history.jsonl'}")
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
-    append_history(run_dir, "start", job=job, restart=restart, nodes=nodes, step=step)
+    append_history(run_dir, "start", restart=restart, nodes=nodes, **facts)
     where = f"restart {restart}" if restart else "first start"
-    print(
-        f"{_MARK} {job} begins on {nodes} at {_clock()} ({where}, step {step})", file=sys.stderr, flush=True
-    )
+    _say(f"{job} begins on {nodes} at {_clock()} ({where}, step {step})")
     address, port = meeting_point(os.environ)
     print(f"export MASTER_ADDR={shlex.quote(address)} MASTER_PORT={port}")
     cores = os.environ.get("SLURM_CPUS_PER_TASK")
@@ -92,37 +90,32 @@ def begin(args: argparse.Namespace) -> int:
 
 def end(args: argparse.Namespace) -> int:
     """Note the end and its reason; queue the job again where that is right. Returns the exit code of the job."""
-    job = _job_number()
-    submission = _submission(args)
-    element = _element(args)
-    run_dir = Path(element.run_dir)
-    bounds = Bounds(
-        submission.max_restarts if submission else args.max_restarts,
-        restarts_used(history(run_dir), job),
-        submission.resumes if submission else True,
-        args.signal_seconds,
-    )
-    ending, facts = Ending("finished", False, "finished"), None
+    submission, index = _submission(args, first_start=False)
+    run_dir = Path(submission.elements[index].run_dir)
+    used = restarts_used(history_of(run_dir, submission.folder))
+    bounds = Bounds(submission.max_restarts, used, submission.resumes, args.signal_seconds)
+    ending, text = Ending("finished", False, "finished"), "finished"
     if args.code != 0:
         facts = job_facts(os.environ["SLURM_JOB_ID"], patience=_PATIENCE_SECONDS)
         running = facts.state == "RUNNING" and not facts.preempted
         dead = find_dead_nodes(facts.nodes) if running else []
         ending = decide(args.code, facts, time.time(), dead, bounds)
-    text = ending.text
-    if ending.reason == "crash" and facts is not None:
-        text = f"{text}: {_why(submission, facts)}"
-    step = saved_step(run_dir)
+        text = ending.text
+        if ending.reason == "crash":
+            text += f": {_why(submission, index, facts)}"
+    job, step = _job_number(), saved_step(run_dir)
     append_history(
         run_dir,
         "end",
         job=job,
+        folder=submission.folder,
         code=args.code,
         reason=ending.reason,
         requeued=ending.requeue,
         step=step,
         text=text,
     )
-    print(f"{_MARK} {job} at {_clock()}, step {step}: {text}", file=sys.stderr, flush=True)
+    _say(f"{job} at {_clock()}, step {step}: {text}")
     if ending.requeue:
         ask_patiently("scontrol", "requeue", os.environ["SLURM_JOB_ID"], seconds=_PATIENCE_SECONDS)
         time.sleep(30)  # SLURM ends this script; its exit code must not end the job first
@@ -139,53 +132,51 @@ def _job_number() -> str:
     return number
 
 
-def _submission(args: argparse.Namespace) -> Submission | None:
-    return read_submission(args.job) if args.job is not None else None
+def _submission(args: argparse.Namespace, first_start: bool) -> tuple[Submission, int]:
+    """The submission and the number of this job in it; a plain script has one from its first start on."""
+    if args.job is not None:
+        return read_submission(args.job), int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)
+    run_dir = args.run_dir.resolve()
+    if not first_start:
+        for folder in reversed(folders(run_dir)):
+            known = read_submission(folder)
+            if known.job_id == os.environ["SLURM_JOB_ID"]:
+                return known, 0
+    return _note_plain_script(run_dir, args.max_restarts), 0
 
 
-def _element(args: argparse.Namespace) -> Element:
-    submission = _submission(args)
-    if submission is None:
-        return _plain_element(args)
-    return submission.elements[int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)]
+def _note_plain_script(run_dir: Path, max_restarts: int) -> Submission:
+    facts = job_facts(os.environ["SLURM_JOB_ID"], patience=_PATIENCE_SECONDS)
+    submission = Submission(
+        folder=str(new_folder(run_dir)),
+        kind="train",
+        name=facts.name,
+        elements=[Element(str(run_dir), [])],
+        max_restarts=max_restarts,
+        resumes=True,
+        job_id=os.environ["SLURM_JOB_ID"],
+        cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
+        submitted=facts.submitted,
+        logs=[facts.output],
+    )
+    submission.write()
+    add_to_project(submission)
+    return submission
 
 
-def _plain_element(args: argparse.Namespace) -> Element:
-    """The job of a plain batch script; it enters the project's list when it first starts."""
-    element = Element(str(args.run_dir.resolve()), [])
-    known = any(record.get("job") == _job_number() for record in history(args.run_dir))
-    if not known:
-        facts = job_facts(os.environ["SLURM_JOB_ID"], patience=_PATIENCE_SECONDS)
-        folder = new_folder(args.run_dir.resolve())
-        submission = Submission(
-            folder=str(folder),
-            kind="train",
-            name=facts.name,
-            elements=[element],
-            max_restarts=args.max_restarts,
-            resumes=True,
-            job_id=os.environ["SLURM_JOB_ID"],
-            cluster=os.environ.get("SLURM_CLUSTER_NAME", ""),
-            submitted=facts.submitted,
-            logs=[facts.output],
-        )
-        submission.write()
-        add_to_project(submission)
-    return element
-
-
-def _why(submission: Submission | None, facts: JobFacts) -> str:
-    index = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)
-
-    def since_start(file: Path) -> str:
-        return tail(file).rpartition(_MARK)[2]
+def _why(submission: Submission, index: int, facts: JobFacts) -> str:
+    """The cause of a crash, from the logs since this start."""
 
     def log_of(rank: int) -> str:
-        if submission is None or submission.logs:
+        if submission.logs:
             return ""
         return "".join(tail(file) for file in submission.log_files(index, rank))
 
-    return why_it_failed(since_start(Path(facts.output)), log_of)
+    return why_it_failed(tail(Path(facts.output)).rpartition(f"{_MARK} {_job_number()} begins")[2], log_of)
+
+
+def _say(text: str) -> None:
+    print(f"{_MARK} {text}", file=sys.stderr, flush=True)
 
 
 def _clock() -> str:

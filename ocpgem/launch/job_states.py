@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ocpgem.errors import RequestError
-from ocpgem.launch.records import JOBS, LINK_FILE, Submission, folders, history, read_submission, tail
+from ocpgem.launch.records import JOBS, LINK_FILE, Submission, folders, history_of, read_submission, tail
 from ocpgem.launch.restarts import ERROR_LINE
 from ocpgem.launch.slurm import SlurmError, ask, parse_time, read_facts
 
@@ -107,7 +107,7 @@ def jobs_of_folder(folder: Path) -> list[Job]:
 
 def state_of(job: Job) -> State:
     """The state of a job: from its own last record where that is final, else from SLURM."""
-    records = [record for record in history(job.run_dir) if record.get("job") == job.number]
+    records = history_of(job.run_dir, job.submission.folder)
     restarts = max((int(record.get("restart", 0)) for record in records), default=0)
     last = records[-1] if records else None
     if last is not None and last["event"] == "end" and not last.get("requeued"):

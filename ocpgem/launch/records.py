@@ -153,6 +153,11 @@ def history(run_dir: Path) -> list[dict[str, Any]]:
     return found
 
 
+def history_of(run_dir: Path, folder: str) -> list[dict[str, Any]]:
+    """The part of a run's history that belongs to one submission; job numbers alone may come back."""
+    return [record for record in history(run_dir) if record.get("folder") == folder]
+
+
 def saved_step(run_dir: Path) -> int:
     """The step of the newest complete checkpoint, 0 where there is none."""
     pointer = run_dir / "checkpoints" / "latest"

@@ -75,22 +75,21 @@ def decide(code: int, facts: JobFacts, now: float, dead_nodes: Sequence[str], bo
     )
 
 
-def restarts_used(records: Sequence[dict[str, Any]], job: str) -> int:
-    """How often a job was queued again for a reason that counts."""
+def restarts_used(records: Sequence[dict[str, Any]]) -> int:
+    """How often a job was queued again for a reason that counts, as the records of its submission say."""
     return sum(
         record["event"] == "end"
-        and record.get("job") == job
         and bool(record.get("requeued"))
         and record.get("reason") in ("time limit", "signal")
         for record in records
     )
 
 
-def starts_at(records: Sequence[dict[str, Any]], job: str, step: int) -> int:
-    """How often in a row a job has started at `step`, as the newest records say."""
+def starts_at(records: Sequence[dict[str, Any]], step: int) -> int:
+    """How often in a row a job has started at `step`, as the records of its submission say."""
     count = 0
     for record in reversed(records):
-        if record["event"] != "start" or record.get("job") != job:
+        if record["event"] != "start":
             continue
         if record.get("step") != step:
             break

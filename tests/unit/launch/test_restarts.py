@@ -70,22 +70,17 @@ def test_what_cannot_resume_is_not_started_over_and_over() -> None:
     assert "raise time" in ending.text
 
 
-def test_only_time_limits_and_signals_of_the_same_job_count() -> None:
-    records = [
-        {"event": "end", "job": "7", "reason": reason, "requeued": True}
-        for reason in ("time limit", "preemption", "node failure", "signal")
-    ]
-    assert (
-        restarts_used([*records, {"event": "end", "job": "8", "reason": "signal", "requeued": True}], "7")
-        == 2
-    )
+def test_only_time_limits_and_signals_count() -> None:
+    reasons = ("time limit", "preemption", "node failure", "signal")
+    assert restarts_used([{"event": "end", "reason": each, "requeued": True} for each in reasons]) == 2
+    assert restarts_used([{"event": "end", "reason": "signal", "requeued": False}]) == 0
 
 
 def test_starts_without_progress_are_counted_back_to_the_last_progress() -> None:
-    records = [{"event": "start", "job": "7", "step": step} for step in (0, 12, 0, 12, 12)]
-    assert starts_at(records, "7", 12) == 2
-    assert starts_at(records, "7", 13) == 0
-    assert starts_at([], "7", 0) == 0
+    records = [{"event": "start", "step": step} for step in (0, 12, 0, 12, 12)]
+    assert starts_at(records, 12) == 2
+    assert starts_at(records, 13) == 0
+    assert starts_at([], 0) == 0
 
 
 def test_a_crash_names_the_rank_and_its_own_error_before_those_of_its_peers() -> None:
