@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ocpgem import __version__
-from ocpgem.commands import cluster, data, evaluation, information, relaxation, released, training
+from ocpgem.commands import (
+    cluster,
+    comparison,
+    data,
+    evaluation,
+    information,
+    relaxation,
+    released,
+    training,
+)
 from ocpgem.errors import INTERRUPTED, OcpgemError, RequestError
 
 Command = Callable[[argparse.Namespace], int]
@@ -103,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ocpgem {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (training, evaluation, relaxation, data, released, cluster, information):
+    for group in (training, evaluation, relaxation, data, released, cluster, comparison, information):
         group.add_commands(commands)
     return parser
 

@@ -47,7 +47,7 @@ def _missing() -> str | None:
         if not shutil.which(name, path=path)
     ]
     if absent:
-        return f"SLURM is not installed ({', '.join(absent)} missing); as root on Debian: slurm/local_cluster.sh install"
+        return f"SLURM is not installed ({', '.join(absent)} missing); install it with slurm/local_cluster.sh install"
     if os.getuid() != 0:
         return "a SLURM cluster on one machine needs root"
     done = subprocess.run([SCRIPT, "env"], capture_output=True, text=True, check=False)
