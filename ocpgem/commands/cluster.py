@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ocpgem.commands import evaluation
+from ocpgem.commands import evaluation, relaxation
 from ocpgem.commands.arguments import Subparsers, positive
 from ocpgem.commands.output import make_console
 from ocpgem.errors import OcpgemError, RequestError
@@ -74,8 +74,9 @@ def _add_submit(commands: Subparsers) -> None:
     )
     numbers = ("nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task")
     for name, text in _OPTIONS.items():
+        option = "mem" if name == "memory" else name.replace("_", "-")  # relax has a --memory of its own
         submit.add_argument(
-            f"--{name.replace('_', '-')}", type=positive if name in numbers else str, help=text or None
+            f"--{option}", dest=name, type=positive if name in numbers else str, help=text or None
         )
     submit.add_argument(
         "--set",
@@ -132,15 +133,17 @@ def _submit(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace, profile: "ClusterProfile", found: "Findings") -> "Plan":
-    from ocpgem.launch.plans import TrainRequest, plan_command, plan_training
+    from ocpgem.launch.plans import CommandRequest, TrainRequest, plan_command, plan_training
     from ocpgem.launch.sweep import load_sweep
 
     words = [*args.request, *args.rest]
     if words[0] in _COMMANDS:
-        for option in ("sweep", "snapshot_code"):
-            if getattr(args, option):
-                raise RequestError(f"--{option.replace('_', '-')} is for training, not for {words[0]}")
-        return plan_command(_parse_command(words), words, profile, args.run_dir, found)
+        if args.sweep is not None:
+            raise RequestError(f"--sweep is for training, not for {words[0]}")
+        command = CommandRequest(
+            _parse_command(words), words, profile, args.run_dir, args.name, args.snapshot_code
+        )
+        return plan_command(command, found)
     if words[0] == "train":
         del words[0]
     wrong = [word for word in words[1:] if word.startswith("-") or "=" not in word]
@@ -170,6 +173,7 @@ def _parse_command(words: list[str]) -> argparse.Namespace:
     parser = _CommandParser(prog="submit")
     commands: Any = parser.add_subparsers(required=True, metavar="COMMAND")
     evaluation.add_commands(commands)
+    relaxation.add_commands(commands)
     if words[0] not in commands.choices:
         raise RequestError(
             f"there is no command {words[0]} to submit; there are {', '.join(commands.choices)}"

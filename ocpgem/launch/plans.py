@@ -1,7 +1,6 @@
 """From a request to a plan: everything is read, resolved and checked before anything is queued or written."""
 
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,18 +97,32 @@ def check_training(config: TrainConfig, profile: ClusterProfile, found: Findings
         )
 
 
-def plan_command(
-    args: Namespace, words: Sequence[str], profile: ClusterProfile, run_dir: Path | None, found: Findings
-) -> Plan:
-    """A job that runs `evaluate`, `predict` or `relax`; `args` are its parsed arguments, `words` as they were given."""
-    kind = words[0]
+@dataclass(frozen=True)
+class CommandRequest:
+    """What `submit evaluate ...` was given."""
+
+    args: Namespace
+    """The parsed arguments of the command."""
+    words: list[str]
+    """The same as they were given."""
+    profile: ClusterProfile
+    run_dir: Path | None = None
+    name: str | None = None
+    snapshot: bool = False
+
+
+def plan_command(request: CommandRequest, found: Findings) -> Plan:
+    """A job that runs `evaluate`, `predict` or `relax`. Mistakes go into `found`."""
+    args, kind = request.args, request.words[0]
     if getattr(args, "nproc", 1) != 1:
         raise RequestError(
             "--nproc starts ranks on this machine; on a cluster give --nodes and --tasks-per-node"
         )
     checkpoint = Path(args.checkpoint)
-    home = run_dir or (checkpoint if checkpoint.is_dir() else Path("runs") / f"{kind}-{checkpoint.stem}")
-    paths = [("checkpoint", checkpoint)]
+    own = checkpoint if checkpoint.is_dir() else Path("runs") / f"{kind}-{checkpoint.stem}"
+    home = (request.run_dir or own).resolve()
+    others = [*(getattr(args, "ensemble", None) or []), *(getattr(args, "forces_from", None) or [])]
+    paths = [("checkpoint", Path(path)) for path in (checkpoint, *others)]
     data = getattr(args, "data", None) or []
     for item in data if isinstance(data, list) else [data]:
         path = str(item)
@@ -120,14 +133,15 @@ def plan_command(
         target = getattr(args, option, None)
         if target is not None and not Path(target).parent.is_dir():
             found.mistakes.append(f"--{option}: {Path(target).parent} is not a folder")
-    check_folder(home.resolve(), found)
+    check_folder(home, found)
     return Plan(
         kind=kind,
-        name=job_name(kind, home.resolve()),
-        home=home.resolve(),
-        elements=[Element(str(home.resolve()), list(words))],
+        name=request.name or job_name(kind, home),
+        home=home,
+        elements=[Element(str(home), request.words)],
         configs=[],
-        profile=profile,
+        profile=request.profile,
+        snapshot=request.snapshot,
     )
 
 

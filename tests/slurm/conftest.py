@@ -25,11 +25,13 @@ def cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="ocpgem-slurm-"))
     found = Cluster(folder / "c", 17_000 + 100 * (os.getpid() % 20) + 2_000 * (worker % 4))
     found.control("start")
-    before = os.environ.get("SLURM_CONF")
+    before, directory = os.environ.get("SLURM_CONF"), Path.cwd()
+    os.chdir(folder)  # submit keeps its list of jobs below the working directory
     os.environ["SLURM_CONF"] = str(found.folder / "slurm.conf")
     try:
         yield found
     finally:
+        os.chdir(directory)
         if before is None:
             del os.environ["SLURM_CONF"]
         else:

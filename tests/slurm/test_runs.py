@@ -177,7 +177,7 @@ def test_an_evaluation_shards_the_data_over_ranks(four_ranks: Job, project: Path
             ["--partition", "short", "--time", "1:00:00"],
             "time is 1:00:00; the partition short allows at most",
         ),
-        (["--memory", "5000M"], "memory in MB is 5000; in the partition main its nodes have at most 4000"),
+        (["--mem", "5000M"], "memory in MB is 5000; in the partition main its nodes have at most 4000"),
         (["--cpus-per-task", "9"], "tasks_per_node x cpus_per_task is 18"),
         (
             ["--constraint", "a100"],

@@ -1,0 +1,184 @@
+"""Jobs on a real cluster that are stopped, preempted, killed: what goes on where it was, and what does not."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ocpgem.checkpoint import load_potential
+from ocpgem.cli import main
+from ocpgem.launch.job_states import Job, jobs_of_run, state_of
+from ocpgem.launch.records import history, saved_step
+from ocpgem.launch.restarts import restarts_used
+from ocpgem.launch.slurm import expand_nodes
+from tests.slurm.cluster import (
+    Cluster,
+    losses_of,
+    slurm,
+    steps_of,
+    submit,
+    tensors_of,
+    tiny_project,
+    wait_for,
+    wait_for_end,
+    wait_for_event,
+    wait_for_step,
+)
+from tests.tiny_runs import ROOT, run_main
+
+# Each starts jobs on a cluster, most of them twice; a start of Python with torch takes 5 to 10 s.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+FOREVER = "steps=1000000"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Path:
+    return tiny_project(tmp_path_factory.mktemp("endings"), steps=60)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def time_limited(project: Path) -> Iterator[Job]:
+    """A run that reaches its time limit while the other tests run: SLURM looks at limits only every 30 s."""
+    polite = 'setup=["export OMP_NUM_THREADS=1", "renice -n 15 $$ > /dev/null"]'
+    limit = ["--time", "2", "--set", "signal_seconds=60", "--set", polite]
+    job = submit(project, project.parent / "limited", *limit, FOREVER)
+    yield job
+    main(["cancel", str(job.run_dir)])
+
+
+def assert_no_step_lost_or_repeated(run: Path) -> None:
+    steps = steps_of(run)
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_signal_makes_a_plain_sbatch_job_save_and_go_on_to_the_same_weights(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = project.parent / "plain"
+    script = [str(ROOT / "slurm" / "train.sbatch"), str(project), str(run)]
+    environ = f"--export=ALL,OCPGEM_ROOT={ROOT},OMP_NUM_THREADS=1"
+    number = slurm("sbatch", "--parsable", "--mem=1500M", "--time=10", environ, *script)
+    wait_for_step(run, 3)
+    slurm("scancel", "--signal=USR2", number)
+    event = wait_for_event(run, event="end", requeued=True)
+    assert (event["reason"], event["code"]) == ("signal", 75)
+    assert event["step"] == saved_step(run) >= 3
+    [job] = jobs_of_run(run)
+    assert job.number == number
+    assert wait_for_end(job) == "FINISHED"
+    local = project.parent / "plain-local"
+    done = run_main("train", project, "--run-dir", local)
+    assert done.returncode == 0, done.stderr
+    assert_no_step_lost_or_repeated(run)
+    assert losses_of(run) == losses_of(local)
+    expected, found = (tensors_of(each / "checkpoints" / "60") for each in (local, run))
+    assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
+    capsys.readouterr()
+    assert main(["logs", str(run)]) == 0
+    log = capsys.readouterr().out
+    places = [
+        log.index(text)
+        for text in (
+            "(first start, step 0)",
+            "step 3/60",
+            "stopped by the signal",
+            "(restart 1, step",
+            "step 60/60",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_a_preempted_job_goes_on_later_and_a_cancelled_one_leaves_a_loadable_checkpoint(
+    project: Path,
+) -> None:
+    run = project.parent / "preempted"
+    job = submit(project, run, "--set", "directives={nodelist: n4, exclusive: true}", FOREVER)
+    wait_for_step(run, 3)
+    urgent = ["--partition=high", "--nodelist=n4", "--exclusive", "--time=1", "--output=/dev/null"]
+    slurm("sbatch", *urgent, "--wrap", "sleep 1")
+    event = wait_for_event(run, event="end", reason="preemption", requeued=True)
+    assert event["code"] == 75
+    wait_for_event(run, event="start", restart=1, step=event["step"])
+    wait_for_step(run, event["step"] + 3)
+    assert restarts_used(history(run)) == 0, "a preemption is not counted as a time-out"
+
+    assert main(["cancel", str(run)]) == 0
+    assert state_of(job).name == "CANCELLED"
+    assert_no_step_lost_or_repeated(run)
+    assert saved_step(run) == steps_of(run)[-1]
+    load_potential(run)
+    assert slurm("squeue", "-h", "-j", job.number) == ""
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_when_a_node_dies(project: Path, cluster: Cluster) -> None:
+    run = project.parent / "crashed"
+    submit(project, run, "--exclude", "n4", FOREVER, nodes=2)
+    wait_for_step(run, 7)
+    first = expand_nodes(wait_for_event(run, event="start", restart=0)["nodes"])
+    cluster.control("crash-node", first[1])
+    try:
+        again = wait_for_event(run, event="start", restart=1)
+        assert first[1] not in expand_nodes(again["nodes"])
+        assert again["step"] >= 5
+        wait_for_step(run, steps_of(run)[-1] + 3)
+        assert f"(step {again['step']})" in wait_for(
+            "a resumed run", lambda: (run / "log.txt").read_text(), run
+        )
+        assert_no_step_lost_or_repeated(run)
+    finally:
+        cluster.control("start-node", first[1])
+        assert main(["cancel", str(run)]) == 0
+
+
+def test_a_failing_rank_ends_the_whole_job_within_seconds_and_is_not_requeued(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = project.parent / "failing"
+    job = submit(project, run, "--exclude", "n4", FOREVER, nodes=2)
+    wait_for_step(run, 2)
+    os.kill(process_of(job, 1), signal.SIGKILL)
+    begin = time.monotonic()
+    assert wait_for_end(job) == "FAILED"
+    assert time.monotonic() - begin < 60
+    [event] = [each for each in history(run) if each["event"] == "end"]
+    assert event["reason"] == "crash"
+    assert not event["requeued"]
+    assert "rank 1 on n" in event["text"]
+    assert "Killed" in event["text"]
+    wait_for("no job left", lambda: slurm("squeue", "-h", "-j", job.number) == "")
+    assert slurm("sacct", "-D", "-X", "-n", "-P", "-j", job.number, "-o", "State") == "FAILED"
+    capsys.readouterr()
+    assert main(["jobs", str(run)]) == 0
+    assert "Killed" in capsys.readouterr().out.replace("\n", " ")
+
+
+def process_of(job: Job, rank: int) -> int:
+    """The process of a rank of a job."""
+    wanted = {f"SLURM_JOB_ID={job.number}", f"SLURM_PROCID={rank}", "SLURM_STEP_ID=0"}
+    for folder in Path("/proc").iterdir():
+        try:
+            found = set((folder / "environ").read_text(errors="replace").split("\0"))
+            command = (folder / "cmdline").read_text().split("\0")
+        except OSError:
+            continue
+        if wanted <= found and any(word.endswith("main.py") for word in command):
+            return int(folder.name)
+    raise AssertionError(f"rank {rank} of job {job.number} has no process")
+
+
+def test_a_time_limit_is_survived(time_limited: Job) -> None:
+    run = time_limited.run_dir
+    event = wait_for_event(run, event="end", reason="time limit")
+    assert event["requeued"]
+    assert event["code"] == 75
+    wait_for_event(run, event="start", restart=1)
+    wait_for_step(run, event["step"] + 3)
+    assert_no_step_lost_or_repeated(run)
+    assert restarts_used(history(run)) == 1
+    states = slurm("sacct", "-D", "-X", "-n", "-P", "-j", time_limited.number, "-o", "State").split()
+    assert states == ["REQUEUED", "RUNNING"]
