@@ -9,7 +9,7 @@ import numpy as np
 
 from ocpgem.config.tree import read_tree
 from ocpgem.errors import RequestError
-from ocpgem.evaluate.figures import Theme, _figure, _logarithmic, _png, running_mean
+from ocpgem.evaluate.figures import Theme, _logarithmic, as_png, new_figure, running_mean
 from ocpgem.evaluate.history import History, read_history, series
 
 if TYPE_CHECKING:
@@ -100,12 +100,12 @@ def comparison_table(runs: Sequence[ComparedRun]) -> "Table":
     return table
 
 
-@_png
+@as_png
 def comparison_curves(theme: Theme, runs: Sequence[ComparedRun]) -> "Figure":
     """Training loss and validation errors of all runs over their steps, a colour each."""
     panels = [panel for panel in _PANELS if any(len(_curve(run, panel)[1]) for run in runs)]
     legend_rows = -(-len(runs) // 2)
-    figure = _figure(4.6 * len(panels), 3.4 + 0.2 * legend_rows)
+    figure = new_figure(4.6 * len(panels), 3.4 + 0.2 * legend_rows)
     for number, panel in enumerate(panels, start=1):
         _draw(figure.add_subplot(1, len(panels), number), runs, panel, theme)
     handles, labels = figure.axes[0].get_legend_handles_labels()
