@@ -1,22 +1,36 @@
 """ocpgem: training, evaluation and submission of GemNet interatomic potentials at Open Catalyst scale.
 
-From Python: `ocpgem.load`, `ocpgem.predict` and `ocpgem.score` (docs/python.md).
+From Python: `ocpgem.load`, `ocpgem.predict`, `ocpgem.score`, `ocpgem.relax` and `ocpgem.Calculator` (docs/python.md).
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ocpgem.evaluate.api import Prediction, predict, score
+    from ocpgem.evaluate.calculator import Calculator
     from ocpgem.evaluate.open_model import load
+    from ocpgem.evaluate.relax.api import RelaxedStructure, relax
 
 __version__ = "0.1.0"
-__all__ = ["Prediction", "__version__", "load", "predict", "score"]
+__all__ = [
+    "Calculator",
+    "Prediction",
+    "RelaxedStructure",
+    "__version__",
+    "load",
+    "predict",
+    "relax",
+    "score",
+]
 
 _PLACES = {
     "load": "ocpgem.evaluate.open_model",
     "predict": "ocpgem.evaluate.api",
     "score": "ocpgem.evaluate.api",
     "Prediction": "ocpgem.evaluate.api",
+    "relax": "ocpgem.evaluate.relax.api",
+    "RelaxedStructure": "ocpgem.evaluate.relax.api",
+    "Calculator": "ocpgem.evaluate.calculator",
 }
 
 

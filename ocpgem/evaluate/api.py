@@ -55,7 +55,7 @@ def predict(
 
     if isinstance(structures, Atoms):
         return predict(model, [structures], effort)[0]
-    dataset = _as_dataset(structures)
+    dataset = as_dataset(structures)
     found: dict[int, Prediction] = {}
     with closing(outputs(model, dataset, effort or Effort(progress=False), "predict")) as batches:
         for item, predictions in batches:
@@ -71,10 +71,11 @@ def score(
 
     Labels of `ase.Atoms` are read from their calculator. Raises DataError where they are missing.
     """
-    return evaluate(model, _as_dataset(structures), effort or Effort(progress=False))
+    return evaluate(model, as_dataset(structures), effort or Effort(progress=False))
 
 
-def _as_dataset(structures: "Sequence[Atoms] | Dataset | str | Path") -> Dataset:
+def as_dataset(structures: "Sequence[Atoms] | Dataset | str | Path") -> Dataset:
+    """The structures as a data set."""
     if isinstance(structures, Dataset):
         return structures
     if isinstance(structures, str | Path):

@@ -38,6 +38,11 @@ class Combined(nn.Module):
         self._forces_from = [members.index(each) for each in forces_from]
 
     @property
+    def has_forces(self) -> bool:
+        """Whether it predicts forces."""
+        return bool(self._forces_from)
+
+    @property
     def graph_spec(self) -> GraphSpec:
         """The edges that all members need; raises RequestError where they need different ones."""
         if len(self.graph_specs) > 1:
