@@ -229,7 +229,9 @@ def _divide(files: list[Path], units: list[EnergyUnit | None], out: Path, option
 def _read_into_parts(jobs: list[_Job], workers: int) -> None:
     jobs[0].part.parent.mkdir(exist_ok=True)
     missing = [job for job in jobs if not is_written(job.part, job.provenance)]
-    run_jobs(_read_part, missing, workers, None, "reading frames")
+    sizes = [piece.last - piece.first for job in missing for piece in job.pieces if piece.last is not None]
+    known = len(sizes) == sum(len(job.pieces) for job in missing)
+    run_jobs(_read_part, missing, workers, sum(sizes) if known else None, "reading frames")
 
 
 def _read_part(job: _Job, done: Counter) -> None:

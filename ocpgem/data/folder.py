@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,11 @@ def summary_of(out: Path, n_reused_shards: int, seconds: float) -> Summary:
 
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system drops it with the process, however that ends."""
+    """Hold the folder's lock; the system drops it with the process, however that ends.
+
+    A folder that was made for this and is left empty is removed.
+    """
+    is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK_FILE).open("w") as file:
         try:
@@ -68,6 +72,9 @@ def only_writer(out: Path) -> Iterator[None]:
             yield
         finally:
             (out / LOCK_FILE).unlink(missing_ok=True)
+            if is_new:
+                with suppress(OSError):  # it is not empty: something was made, or another process has begun
+                    out.rmdir()
 
 
 def is_complete(out: Path, plan: dict[str, Any]) -> bool:

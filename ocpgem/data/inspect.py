@@ -142,7 +142,7 @@ def lines_of(found: Inspection) -> dict[str, str]:
     if isinstance(dataset, LmdbDataset):
         lines |= _origin(dataset)
     lines |= {
-        "sample": f"{len(sample)} records, spread evenly, which the lines below describe",
+        "sample": _sampled(found),
         "elements": _elements(found),
         "tags": _tags(sample),
         "periodic": _periodic(sample),
@@ -155,6 +155,12 @@ def lines_of(found: Inspection) -> dict[str, str]:
         "edge lengths": _lengths(found.edges),
     }
     return lines
+
+
+def _sampled(found: Inspection) -> str:
+    if len(found.sample) == len(found.dataset):
+        return "the lines below describe all records"
+    return f"the lines below describe {len(found.sample)} records, spread evenly"
 
 
 def _spread_out(n: int, most: int) -> list[int]:

@@ -264,7 +264,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 def _why_no_metadata(folder: Path) -> str:
     shards = sorted(folder.glob("*.lmdb"))
     if not shards:
-        return f"{folder} holds no data set: there is neither {METADATA_FILE} nor a .lmdb file"
+        return f"{folder} holds no data set: there is neither {METADATA_FILE} nor a .lmdb or .aselmdb file"
     _Shard(shards[0])  # says so if it is of another kind
     return f"{folder / METADATA_FILE} is missing: writing this data set was not finished; build it again"
 

@@ -308,7 +308,9 @@ def _files_below(folder: Path) -> tuple[list[Path], list[str]]:
                 by_kind.setdefault(kind, []).append(path)
                 break
     if not by_kind:
-        raise RequestError(f"{folder} holds no file of a kind that convert looks for ({', '.join(_KINDS)})")
+        raise RequestError(
+            f"{folder} holds no file of a kind that convert looks for ({', '.join(_KINDS)}); name others one by one"
+        )
     if len(by_kind) > 1:
         kinds = ", ".join(f"{kind} ({len(paths)} files)" for kind, paths in by_kind.items())
         raise RequestError(f"{folder} holds several kinds of files, {kinds}; name those that should be read")

@@ -113,10 +113,11 @@ def _edges(values: NDArray[Any]) -> list[float]:
     low, high = float(values.min()), float(values.max())
     if np.issubdtype(values.dtype, np.integer):
         width = max(1, -(-int(high - low + 1) // _BINS))
-        return [*np.arange(low - 0.5, high + width + 0.5, width).tolist()]
+        edges = np.arange(low - 0.5, high + width + 0.5, width)
+        return list(map(float, edges))
     if high - low < 1e-9 * max(1.0, abs(low)):
         low, high = low - 0.5, high + 0.5
-    return [*np.linspace(low, high, _BINS + 1).tolist()]
+    return list(map(float, np.linspace(low, high, _BINS + 1)))
 
 
 def _nothing(ax: Axes, text: str, theme: Theme) -> None:

@@ -72,7 +72,7 @@ def test_a_large_set_is_sampled_and_that_is_said(make_system, monkeypatch):
     lines = lines_of(found)
     assert lines["records"] == "9"
     assert lines["atoms (of 3 records)"] == "3 to 11, median 7, mean 7.0"
-    assert lines["sample"].startswith("5 records, spread evenly")
+    assert lines["sample"] == "the lines below describe 5 records, spread evenly"
     assert "(3 records)" in lines["neighbours within 6 A"]
     assert found.notice == "elements and labels of 5 of 9 records; sizes of 3 records; neighbours of 3"
 
