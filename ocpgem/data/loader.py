@@ -40,11 +40,24 @@ class StepBatch:
 
     step: int
     drawn: int
+    indices: list[Ints]
+    """The records of each micro-batch."""
     epoch: float
     micro_batches: list[tuple[Batch, Topology]]
     n_padding: int
     n_systems_global: int
     n_free_atoms_global: int
+
+    @property
+    def real_indices(self) -> list[int]:
+        """The records of all micro-batches, padding left out."""
+        n_real = len(self.indices) - self.n_padding
+        return [index for indices in self.indices[:n_real] for index in indices.tolist()]
+
+    @property
+    def divisible(self) -> bool:
+        """Whether any micro-batch holds more than one record."""
+        return any(len(indices) > 1 for indices in self.indices)
 
     def pin_memory(self) -> StepBatch:
         """The same in page-locked memory (called by torch's DataLoader)."""
@@ -148,6 +161,30 @@ class TrainLoader:
         plans = _StepPlans(self.plan, start_step, drawn, self._rank, self._world_size)
         return _prepare(_PrepareStep(self._recipe, self._seed), plans, self._settings)
 
+    @property
+    def dataset(self) -> Dataset:
+        """The records that steps are made of."""
+        return self._recipe.dataset
+
+    def divided(self, step_batch: StepBatch, parts: int) -> StepBatch:
+        """The same systems in `parts` times as many micro-batches; padding fills up where there are too few."""
+        n_real = len(step_batch.indices) - step_batch.n_padding
+        pieces = [np.array_split(indices, parts) for indices in step_batch.indices[:n_real]]
+        real = [piece for split in pieces for piece in split if len(piece)]
+        smallest = step_batch.indices[-1][:1]
+        n_padding = parts * len(step_batch.indices) - len(real)
+        indices = real + [smallest] * n_padding
+        return dataclasses.replace(
+            step_batch,
+            micro_batches=[self._recipe.prepare(each, (self._seed, step_batch.step)) for each in indices],
+            indices=indices,
+            n_padding=n_padding,
+        )
+
+    def single(self, step_batch: StepBatch, index: int) -> tuple[Batch, Topology]:
+        """One record of a step, as the step sees it."""
+        return self._recipe.prepare(np.array([index]), (self._seed, step_batch.step))
+
 
 class EvalLoader:
     """Batches of one process; all processes together see every record exactly once.
@@ -212,6 +249,7 @@ class _PrepareStep:
         return StepBatch(
             step=plan.step,
             drawn=plan.drawn,
+            indices=plan.micro_batches,
             epoch=plan.epoch,
             micro_batches=[
                 self.recipe.prepare(indices, (self.seed, plan.step)) for indices in plan.micro_batches

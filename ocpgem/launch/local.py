@@ -170,8 +170,7 @@ def _pass_on(ranks: list[_Rank], requests: _Requests) -> None:
             for each in ranks:
                 each.send(number)
         elif number in (signal.SIGINT, signal.SIGTERM) and now - requests.passed_on[number] > _REPEAT_SECONDS:
-            for each in ranks:
-                each.send(signal.SIGKILL, to_children=True)
+            _stop(ranks, signal.SIGKILL)
 
 
 def _worst_code(ranks: list[_Rank]) -> int:
@@ -189,14 +188,24 @@ def _gravity(code: int | None) -> int:
 
 
 def _show_errors(failed: _Rank, main: _Rank) -> None:
-    """Print what a rank other than 0 said before it failed; of a wrong request rank 0 has said the same."""
-    if failed.errors is None or main.code() == RequestError.exit_code:
-        return
-    failed.errors.seek(0)
-    lines = failed.errors.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
-    if not lines and main.code() == failed.code():
-        return  # both failed for the reason that rank 0 has given
-    sys.stderr.write(f"Rank {failed.number} failed first, with exit code {failed.code()}:\n")
+    """Say how the first rank failed, unless rank 0 has said it; with the end of what it wrote, if rank 0 did not."""
+    if main.code() == RequestError.exit_code or failed.stopped_by_us:
+        return  # rank 0 has said the same of a wrong request; what we ended ourselves did not fail
+    lines: list[str] = []
+    if failed.errors is not None:
+        failed.errors.seek(0)
+        lines = failed.errors.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+    number = -(failed.process.poll() or 0)
+    if number > 0:
+        name = signal.Signals(number).name
+        hint = " (often because memory ran out)" if number == signal.SIGKILL else ""
+        sys.stderr.write(
+            f"rank {failed.number} was ended by {name}{hint}; the other ranks were ended as well\n"
+        )
+    elif failed.number == 0 or (not lines and main.code() == failed.code()):
+        return  # rank 0 has given the reason
+    else:
+        sys.stderr.write(f"Rank {failed.number} failed first, with exit code {failed.code()}:\n")
     sys.stderr.writelines(f"[rank {failed.number}] {line}\n" for line in lines)
 
 

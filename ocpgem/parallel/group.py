@@ -149,6 +149,14 @@ def gather_objects(value: T) -> list[T] | None:
     return boxes
 
 
+def all_gather_objects(value: T) -> list[T]:
+    """The objects of all ranks, in rank order, on every rank."""
+    boxes = [value] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(boxes, value)
+    return boxes
+
+
 def barrier() -> None:
     """Wait until every rank has come here."""
     if world_size() > 1:

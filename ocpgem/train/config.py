@@ -152,6 +152,18 @@ class CheckpointSection(Section):
     )
 
 
+class FaultSection(Section):
+    """What a run does where a step cannot be done as planned."""
+
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop", description="a loss or gradient that is not finite: end the run, or leave the step out"
+    )
+    max_skipped: int = Field(10, ge=1, description="steps left out over the whole run before it ends")
+    hang_seconds: float = Field(
+        900.0, ge=1, description="seconds without any progress of a rank before the run ends and names it"
+    )
+
+
 class ParallelSection(Section):
     """How the work is divided over ranks."""
 
@@ -177,6 +189,7 @@ class TrainConfig(Section):
     validation: ValidationSection = ValidationSection()
     checkpoint: CheckpointSection = CheckpointSection()
     parallel: ParallelSection = ParallelSection()
+    faults: FaultSection = FaultSection()
 
     @model_validator(mode="after")
     def _forces_are_trained_only_if_predicted(self) -> "TrainConfig":

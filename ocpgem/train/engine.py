@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ocpgem.models.potential import Potential, Predictions
 from ocpgem.parallel import group
 from ocpgem.train.config import OptimSection
 from ocpgem.train.engine_state import OptimizerState, gather, gather_weights, restore, restore_weights
+
+_DIVIDES_WEIGHTS = 3
+"""The ZeRO stage in which no rank holds all weights, so that even a forward pass is a collective."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,23 @@ class EngineState:
 
     weights: dict[str, Tensor]
     optimizer: OptimizerState
+
+
+class _GivenGradients(nn.Module):
+    """What DeepSpeed wraps below ZeRO-3: a loss whose gradient is exactly the one it is given.
+
+    Gradients are computed before DeepSpeed hears of the step, so that everything that may fail on one rank is over when
+    ranks begin to exchange them; parameters always become ready in the same order, as ZeRO-2 needs; and forces may be
+    gradients.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__()
+        self.potential = potential
+
+    def forward(self, parameters: list[Tensor], gradients: list[Tensor]) -> Tensor:
+        pairs = zip(parameters, gradients, strict=True)
+        return torch.stack([(parameter * gradient).sum() for parameter, gradient in pairs]).sum()
 
 
 class Engine:
@@ -43,33 +63,70 @@ class Engine:
             amsgrad=optim.amsgrad,
         )
         self._engine, self._zero, _, _ = deepspeed.initialize(
-            model=potential,
+            model=_GivenGradients(potential) if zero_stage < _DIVIDES_WEIGHTS else potential,
             optimizer=optimizer,
             config=_settings(optim, zero_stage, potential),
             dist_init_required=False,
         )
         self._optimizer = optimizer
+        self._trained = [parameter for parameter in potential.parameters() if parameter.requires_grad]
+        self._gradients: list[Tensor] | None = None
         self.potential = potential
         self.zero_stage = zero_stage
+        self.local_first = zero_stage < _DIVIDES_WEIGHTS
+        """Whether nothing is exchanged between ranks before `step`."""
 
     def forward(self, batch: Any, topology: Any) -> Predictions:
         """Predictions with a graph for `backward`."""
-        return self._engine(batch, topology)
+        return self.potential(batch, topology) if self.local_first else self._engine(batch, topology)
 
     def backward(self, loss_share: Tensor, last: bool) -> None:
         """Add the gradient of this micro-batch's share of the loss; `last` marks the last micro-batch of the step.
 
         DeepSpeed averages over ranks; shares add up to the mean, hence the factor.
         """
+        if self.local_first:
+            self._add_gradient(loss_share)
+            return
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss_share * group.world_size(), scale_wrt_gas=False)
         if not last:
             self._engine.step()  # DeepSpeed counts micro-batches here; parameters change only at the boundary
 
+    def _add_gradient(self, loss_share: Tensor) -> None:
+        found = torch.autograd.grad(loss_share, self._trained, allow_unused=True)
+        if self._gradients is None:
+            self._gradients = [
+                torch.zeros_like(parameter) if gradient is None else gradient
+                for parameter, gradient in zip(self._trained, found, strict=True)
+            ]
+        else:
+            # Not in place: two parameters may have been given the same tensor.
+            self._gradients = [
+                total if gradient is None else total + gradient
+                for total, gradient in zip(self._gradients, found, strict=True)
+            ]
+
+    def gradient_is_finite(self) -> bool:
+        """Whether this rank's gradient is; under ZeRO-3 `step` tells by the norm."""
+        if self._gradients is None:
+            return True
+        return bool(torch.isfinite(torch.stack(torch._foreach_norm(self._gradients))).all())
+
+    def discard(self) -> None:
+        """Forget the gradients since the last step; nothing else has changed."""
+        assert self.local_first, "under ZeRO-3 gradients are exchanged at once"
+        self._gradients = None
+
     def step(self, lr: float) -> float | None:
         """Update the parameters with learning rate `lr`; returns the norm of the gradient before clipping, if known."""
         for param_group in self._optimizer.param_groups:
             param_group["lr"] = lr
+        if self._gradients is not None:
+            gradients, self._gradients = self._gradients, None
+            self._engine.set_gradient_accumulation_boundary(True)
+            loss = self._engine(self._trained, gradients)
+            self._engine.backward(loss * group.world_size(), scale_wrt_gas=False)
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import math
 import signal
 import time
 from collections.abc import Iterator
@@ -13,26 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
+from torch import nn
 
 from ocpgem.checkpoint import MODEL_FILE, save_potential
-from ocpgem.data.dataset import Dataset
-from ocpgem.data.loader import StepBatch, TrainLoader
+from ocpgem.data.loader import StepBatch
 from ocpgem.errors import CheckpointError, OcpgemError, TrainingError
-from ocpgem.evaluate.predict import Effort, evaluate
+from ocpgem.evaluate.predict import evaluate
 from ocpgem.files import write_text
-from ocpgem.graph.topology import Topology
-from ocpgem.models.potential import Potential
 from ocpgem.parallel import group
-from ocpgem.train.config import TrainConfig
-from ocpgem.train.ema import ExponentialMovingAverage
-from ocpgem.train.engine import Engine
+from ocpgem.train.ending import DiskGuard, explained
 from ocpgem.train.logger import MetricLogger, TrainingProgress
-from ocpgem.train.loss import GlobalCounts, loss_share, require_labels
-from ocpgem.train.run_directory import RunDirectory
+from ocpgem.train.loss import require_labels
+from ocpgem.train.parts import RunParts
 from ocpgem.train.schedule import learning_rate
-from ocpgem.train.signals import StopRequest
+from ocpgem.train.signals import StoppedInValidationError
 from ocpgem.train.state import Checkpoints, TrainState
+from ocpgem.train.step import StepRunner
 
 log = logging.getLogger("ocpgem")
 
@@ -50,23 +45,6 @@ class TrainSummary:
     """The last validation, by split."""
 
 
-@dataclass
-class RunParts:
-    """Everything the loop works with, made by `ocpgem.train.run`."""
-
-    config: TrainConfig
-    potential: Potential
-    engine: Engine
-    ema: ExponentialMovingAverage
-    loader: TrainLoader
-    val_sets: dict[str, Dataset]
-    effort: Effort
-    run: RunDirectory
-    console: Console
-    device: torch.device
-    stop: StopRequest
-
-
 class TrainingLoop:
     """Runs a run from its latest checkpoint, or its beginning, to its last step."""
 
@@ -76,6 +54,9 @@ class TrainingLoop:
         self._config = parts.config
         self._checkpoints = checkpoints
         self._start = start
+        self._steps = StepRunner(parts)
+        self._disk = DiskGuard(parts.say)
+        self._validating = False
         self._checkpoint: Path | None = None
         self._state = TrainState(world_size=group.world_size())
         self._stopped_by: signal.Signals | None = None
@@ -86,115 +67,93 @@ class TrainingLoop:
         """Train; every rank calls it and returns the same summary.
 
         SIGINT, SIGTERM, SIGUSR1 and SIGUSR2, to any rank, end it after the current step with a checkpoint. Raises
-        TrainingError when the loss is not finite.
+        TrainingError, on every rank that still can, when a rank cannot go on.
         """
-        parts, config = self._parts, self._config
+        parts, watchdog = self._parts, self._parts.watchdog
         self._resume()
         self._logger = MetricLogger(parts.run, self._state.step) if group.is_main() else None
-        self._progress = TrainingProgress(config.steps, self._state.step, parts.console)
+        self._progress = TrainingProgress(parts.config.steps, self._state.step, parts.console)
         self._clock = time.monotonic() - self._state.seconds
         parts.stop.wait_for_steps()
-        with self._progress.shown():
-            try:
+        hook = parts.potential.register_forward_pre_hook(self._before_forward)
+        watchdog.start()
+        try:
+            with self._progress.shown():
                 self._train()
-            except OcpgemError as error:
-                if group.is_main():
-                    log.error("%s", error)
-                raise
-            finally:
-                if self._logger is not None:
+        except Exception as error:
+            told = explained(error, parts, self._state.step)
+            if group.is_main():
+                log.error("%s", told)
+            raise told from error
+        finally:
+            watchdog.stop()
+            hook.remove()
+            self._checkpoints.finish()
+            if self._logger is not None:
+                with self._disk.guarded("the metrics"):
                     self._logger.close()
         return TrainSummary(self._state.step, self._stopped_by, self._checkpoint, self._metrics)
+
+    def _before_forward(self, module: nn.Module, inputs: Any) -> None:
+        """A sign of progress; and the place where a signal ends a validation, which may take hours."""
+        self._parts.watchdog.beat("a forward pass" + (" of the validation" if self._validating else ""))
+        if self._validating and self._parts.stop.number():
+            raise StoppedInValidationError("a signal ended the validation")
 
     def _resume(self) -> None:
         if self._start is None:
             return
         self._state = self._checkpoints.load(self._start, self._parts.engine, self._parts.ema)
-        self._saved_step = self._state.step
-        self._say(f"resuming from {self._start} (step {self._state.step})")
+        self._saved_step = -1 if self._state.pending_validation is not None else self._state.step
+        self._steps.skipped = self._state.skipped
+        self._parts.say(f"resuming from {self._start} (step {self._state.step})")
         before, now = self._state.n_steps, self._config.steps
         if before is not None and before != now and self._state.step < now:
             rates = [
                 learning_rate(self._config.optim, min(self._state.step, n - 1), n) for n in (before, now)
             ]
-            self._say(
+            self._parts.say(
                 f"steps was {before} and is {now}: what depends on it follows the new number from here on; "
                 f"the learning rate of the next step is {rates[1]:.3g} instead of {rates[0]:.3g}"
             )
 
-    def _say(self, text: str) -> None:
-        log.info(text)
-        self._parts.console.print(text, highlight=False, soft_wrap=True)
-
     def _train(self) -> None:
-        config, state = self._config, self._state
-        window = _Window(self._parts.device)
+        state = self._state
+        if state.pending_validation is not None:
+            self._validate(state.pending_validation)
         steps = self._parts.loader.steps(state.step, state.drawn)
         with closing(steps):  # type: ignore[type-var]
-            while state.step < config.steps and (step_batch := self._next(steps)) is not None:
-                loss, norm = self._step(step_batch)
-                state.step, state.drawn = step_batch.step + 1, step_batch.drawn
-                self._parts.ema.update(state.step)
-                self._progress.advance(state.step)
-                window.add(loss, norm, step_batch)
-                last = state.step == config.steps
-                if last or state.step % config.log_every_steps == 0:
-                    self._report(window, step_batch.epoch)
-                    window = _Window(self._parts.device)
-                self._tell_problem()
-                with window.paused():
-                    if last or state.step % config.validation.every_steps == 0:
-                        self._validate(step_batch.epoch)
-                    if state.step % config.checkpoint.every_steps == 0:
-                        self._save()
+            self._take_steps(steps)
         if self._saved_step != state.step:
             self._save()
         self._checkpoint = self._finish_saving()
 
-    def _step(self, step_batch: StepBatch) -> tuple[torch.Tensor, float | None]:
-        """One optimiser step; returns this rank's share of the loss and the gradient norm."""
-        parts, config = self._parts, self._config
-        parts.potential.train()
-        progress = step_batch.step / config.steps
-        counts = GlobalCounts(step_batch.n_systems_global, step_batch.n_free_atoms_global)
-        n_real = len(step_batch.micro_batches) - step_batch.n_padding
-        total = torch.zeros((), device=parts.device)
-        for index, (on_host, topology_on_host) in enumerate(step_batch.micro_batches):
-            batch, topology = on_host.to(parts.device), topology_on_host.to(parts.device)
-            with _memory_errors_explained(batch, topology):
-                predictions = parts.engine.forward(batch, topology)
-                share = loss_share(
-                    predictions, batch, config.loss, parts.potential.normalization, counts, progress
-                )
-                if index >= n_real:  # repeats a system only so that every rank runs as many micro-batches
-                    share = share * 0.0
-                self._require_finite(share, batch)
-                parts.engine.backward(share, last=index == len(step_batch.micro_batches) - 1)
-            total = total + share.detach()
-        norm = parts.engine.step(learning_rate(config.optim, step_batch.step, config.steps))
-        if norm is not None and not math.isfinite(norm):  # the norm is that of all ranks, so all raise
-            raise TrainingError(
-                f"the gradient is not finite at step {self._state.step + 1} although the loss is; "
-                "lower optim.lr, then start again from the last checkpoint"
-            )
-        return total, norm
-
-    def _require_finite(self, share: torch.Tensor, batch: Any) -> None:
-        """Raise TrainingError on every rank if the loss of any rank is not finite."""
-        wrong = ~torch.isfinite(share.detach())
-        if not group.all_reduce_max(wrong.float().cpu()):
-            return
-        error = None
-        if wrong:
-            systems = ", ".join(
-                f"{s}/{f}" for s, f in zip(batch.sid.tolist(), batch.fid.tolist(), strict=True)
-            )
-            error = TrainingError(
-                f"the loss is not finite at step {self._state.step + 1}; "
-                f"the batch holds the systems (sid/frame) {systems}; "
-                "check their labels or lower optim.lr, then start again from the last checkpoint"
-            )
-        group.raise_together(error)
+    def _take_steps(self, steps: Iterator[StepBatch]) -> None:
+        config, state = self._config, self._state
+        window = _Window(self._parts.device)
+        while (
+            self._stopped_by is None
+            and state.step < config.steps
+            and (step_batch := self._next(steps)) is not None
+        ):
+            self._parts.watchdog.beat(f"step {state.step + 1}")
+            result = self._steps.run(step_batch)
+            state.step, state.drawn = step_batch.step + 1, step_batch.drawn
+            state.skipped = self._steps.skipped
+            if result is not None:
+                self._parts.ema.update(state.step)
+                window.add(*result, step_batch)
+            self._progress.advance(state.step)
+            last = state.step == config.steps
+            if last or state.step % config.log_every_steps == 0:
+                self._report(window, step_batch.epoch)
+                window = _Window(self._parts.device)
+            self._tell_problem()
+            with window.paused():
+                if last or state.step % config.validation.every_steps == 0:
+                    self._validate(step_batch.epoch)
+                if state.step % config.checkpoint.every_steps == 0:
+                    self._save()
 
     def _next(self, steps: Iterator[StepBatch]) -> StepBatch | None:
         """What to compute next, or None when any rank was asked to stop.
@@ -202,6 +161,7 @@ class TrainingLoop:
         Raises on every rank what the data of any rank raise, so that none waits for one that has failed.
         """
         step_batch, error = None, None
+        self._parts.watchdog.beat(f"loading the batch of step {self._state.step + 1}")
         try:
             step_batch = next(steps)
             for batch, _ in step_batch.micro_batches:
@@ -218,6 +178,8 @@ class TrainingLoop:
     def _report(self, window: "_Window", epoch: float) -> None:
         config, state = self._config, self._state
         state.seconds = time.monotonic() - self._clock
+        if window.is_empty:  # every step was left out
+            return
         numbers = window.numbers()
         numbers["lr"] = learning_rate(config.optim, state.step - 1, config.steps)
         rate = window.seconds_per_step()
@@ -225,11 +187,29 @@ class TrainingLoop:
             f"epoch {epoch:.2f}  loss {numbers['loss']:.4g}  lr {numbers['lr']:.2g}  "
             f"{numbers['systems_per_second']:.1f} systems/s"
         )
-        if self._logger is not None:
-            self._logger.write("train", state.step, numbers, epoch=epoch, seconds=round(state.seconds, 3))
+        self._record("train", numbers, epoch=epoch)
         self._progress.numbers(state.step, text, rate * (config.steps - state.step))
 
+    def _record(self, kind: str, numbers: dict[str, float], **labels: Any) -> None:
+        if self._logger is not None:
+            with self._disk.guarded("the metrics"):
+                seconds = round(self._state.seconds, 3)
+                self._logger.write(kind, self._state.step, numbers, **labels, seconds=seconds)
+
     def _validate(self, epoch: float) -> None:
+        """Score the validation sets; where a signal comes, a resumed run begins with them."""
+        self._state.pending_validation = epoch
+        self._validating = True
+        try:
+            self._score(epoch)
+            self._state.pending_validation = None
+        except StoppedInValidationError:
+            stop = self._parts.stop
+            self._stopped_by = stop.agreed(int(group.all_reduce_max(torch.tensor(stop.number()))))
+        finally:
+            self._validating = False
+
+    def _score(self, epoch: float) -> None:
         parts, state = self._parts, self._state
         effort = dataclasses.replace(parts.effort, progress=self._progress.display)
         with parts.ema.applied():
@@ -237,10 +217,7 @@ class TrainingLoop:
                 metrics = evaluate(parts.potential, dataset, effort, label=f"validating {split}")
                 self._metrics[split] = metrics
                 state.seconds = time.monotonic() - self._clock
-                if self._logger is not None:
-                    self._logger.write(
-                        "val", state.step, metrics, split=split, epoch=epoch, seconds=round(state.seconds, 3)
-                    )
+                self._record("val", metrics, split=split, epoch=epoch)
                 forces = f"  force MAE {metrics['forces_mae']:.4f} eV/A" if "forces_mae" in metrics else ""
                 self._progress.message(
                     f"step {state.step}  {split}: energy MAE {metrics['energy_mae']:.4f} eV{forces}"
@@ -258,13 +235,15 @@ class TrainingLoop:
         value = metrics[name]
         if state.best_metric is not None and value >= state.best_metric:
             return
-        state.best_metric, state.best_step = value, state.step
         if group.is_main():
             best = self._parts.run.best
-            best.mkdir(exist_ok=True)
-            save_potential(self._parts.potential, best / MODEL_FILE, {"step": state.step, name: value})
-            write_text(best / "metrics.json", json.dumps({"step": state.step, **metrics}, indent=2) + "\n")
-        group.barrier()
+            with self._disk.guarded("the best model"):
+                best.mkdir(exist_ok=True)
+                save_potential(self._parts.potential, best / MODEL_FILE, {"step": state.step, name: value})
+                write_text(
+                    best / "metrics.json", json.dumps({"step": state.step, **metrics}, indent=2) + "\n"
+                )
+                state.best_metric, state.best_step = value, state.step
 
     def _save(self) -> None:
         self._state.seconds = time.monotonic() - self._clock
@@ -276,31 +255,16 @@ class TrainingLoop:
         """Say on rank 0 that a checkpoint could not be written; the run goes on."""
         problem = self._checkpoints.problem()
         if problem is not None:
-            self._progress.message(f"warning: {problem}; the run goes on")
+            self._parts.say(f"warning: {problem}; the run goes on")
 
     def _finish_saving(self) -> Path | None:
         """Wait for the last checkpoint; returns it, or raises on every rank if it could not be written."""
-        self._checkpoints.finish()
+        self._checkpoints.finish(lambda: self._parts.watchdog.beat("writing the last checkpoint"))
         problem = self._checkpoints.problem()
         if problem is not None:
             problem = CheckpointError(f"{problem}; make room there, then start the same command again")
         group.raise_together(problem)
         return group.broadcast_object(self._checkpoints.last_good)
-
-
-@contextmanager
-def _memory_errors_explained(batch: Any, topology: Topology) -> Iterator[None]:
-    """Turn running out of memory into a sentence that says what to change."""
-    try:
-        yield
-    except RuntimeError as error:  # torch.OutOfMemoryError on a GPU; a plain RuntimeError on a CPU
-        text = str(error)
-        if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in text:
-            raise
-        raise TrainingError(
-            f"out of memory in a micro-batch of {topology.n_systems} systems, {topology.n_atoms} atoms and "
-            f"{topology.main.n_edges} edges; set data.max_edges below that, or lower data.batch_size"
-        ) from error
 
 
 class _Window:
@@ -312,6 +276,11 @@ class _Window:
         self._n_steps = 0
         self._n_systems = 0
         self._start = time.monotonic()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step was added."""
+        return self._n_steps == 0
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -2,32 +2,37 @@
 
 import json
 import logging
+from datetime import timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from rich.console import Console
 from rich.progress import Progress
 
 from ocpgem.data.cost import SYSTEMS, Batching, Budget, fit_edge_cost
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import Recipe, TrainLoader, WorkerSettings
-from ocpgem.errors import ConfigError, OcpgemError
+from ocpgem.errors import ConfigError, OcpgemError, TrainingError
 from ocpgem.evaluate.predict import Effort
 from ocpgem.files import write_text
 from ocpgem.models.potential import Normalization, Potential, n_parameters
 from ocpgem.parallel import group
 from ocpgem.parallel.device import choose_device
+from ocpgem.parallel.watchdog import Watchdog, is_lost_peer
 from ocpgem.train.batching import eval_batching, prepare_costs, require_work_for_all, train_batching
 from ocpgem.train.checkpoint_files import Retention
 from ocpgem.train.config import CheckpointSection, TrainConfig
 from ocpgem.train.datasets import describe_sets, open_data_sets
 from ocpgem.train.ema import ExponentialMovingAverage
+from ocpgem.train.ending import ADVICE
 from ocpgem.train.engine import Engine
 from ocpgem.train.logger import make_console
-from ocpgem.train.loop import RunParts, TrainingLoop, TrainSummary
+from ocpgem.train.loop import TrainingLoop, TrainSummary
+from ocpgem.train.parts import RunParts
 from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors, scale_factors
 from ocpgem.train.signals import StopRequest
@@ -51,7 +56,18 @@ def train(config: TrainConfig, run_path: Path, stop: StopRequest | None = None) 
         with stop.listening():
             return train(config, run_path, stop)
     device = choose_device()
-    group.init_from_environment(device)
+    # The watchdog, which knows more, must be the first to lose patience.
+    group.init_from_environment(device, timedelta(seconds=2 * config.faults.hang_seconds + 60))
+    try:
+        loop = _prepared(config, run_path, stop, device)
+    except (RuntimeError, dist.DistError) as error:
+        if not is_lost_peer(error):
+            raise
+        raise TrainingError("another rank ended before the first step; its own message says why") from error
+    return loop.run()
+
+
+def _prepared(config: TrainConfig, run_path: Path, stop: StopRequest, device: torch.device) -> TrainingLoop:
     console = make_console()
     torch.manual_seed(config.seed)
     data = open_data_sets(config.data)
@@ -61,7 +77,7 @@ def train(config: TrainConfig, run_path: Path, stop: StopRequest | None = None) 
     with run.discarded_on_failure():
         data = leave_out_unusable(config, data, run.path, partial(_say, console))
         parts = _assemble(config, run, data.training_set, data.val, device, console, stop)
-    return TrainingLoop(parts, checkpoints, found).run()
+    return TrainingLoop(parts, checkpoints, found)
 
 
 def _assemble(
@@ -108,6 +124,7 @@ def _assemble(
         console=console,
         device=device,
         stop=stop,
+        watchdog=Watchdog(config.faults.hang_seconds, run.path, ADVICE),
     )
 
 

@@ -33,6 +33,9 @@ CHANGEABLE = {
     "checkpoint.keep_hours",
     "checkpoint.keep_best",
     "data.workers",
+    "faults.non_finite",
+    "faults.max_skipped",
+    "faults.hang_seconds",
     "data.eval_batch_size",
 }
 """What may differ when a run is resumed, because nothing computed so far depends on it.
@@ -43,6 +46,14 @@ as if the run had been planned so from its beginning; the run says how the learn
 _PACKAGES = ("torch", "torch-geometric", "torch-scatter", "deepspeed", "lmdb", "numpy")
 
 log = logging.getLogger("ocpgem")
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt; a line that the disk does not take is left out, since the run goes on and the terminal shows it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
 
 
 class RunDirectory:
@@ -129,7 +140,7 @@ class RunDirectory:
 
     def open_log(self) -> None:
         """Write everything that is logged to log.txt as well."""
-        handler = logging.FileHandler(self.path / "log.txt")
+        handler = _LogFile(self.path / "log.txt")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)

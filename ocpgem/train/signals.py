@@ -19,6 +19,12 @@ class StoppedEarlyError(OcpgemError):
     exit_code = REQUEUE
 
 
+class StoppedInValidationError(OcpgemError):
+    """A signal arrived in a validation; the step before it is done."""
+
+    exit_code = REQUEUE
+
+
 def exit_code_of(number: signal.Signals) -> int:
     """How a command ends that stopped in good order on this signal."""
     return INTERRUPTED if number is signal.SIGINT else REQUEUE

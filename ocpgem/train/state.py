@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class TrainState:
     """The `steps` of the configuration, on which a schedule may depend."""
     skipped: int = 0
     """Steps left out because their loss was not finite."""
+    pending_validation: float | None = None
+    """The epoch of a validation that a signal cut short and that comes first when the run goes on."""
 
 
 class Checkpoints:
@@ -119,11 +122,14 @@ class Checkpoints:
         )
         self._writing.start()
 
-    def finish(self) -> None:
-        """Wait until what `save` began is written."""
-        if self._writing is not None:
-            self._writing.join()
-            self._writing = None
+    def finish(self, tick: Callable[[], None] | None = None) -> None:
+        """Wait until what `save` began is written, calling `tick` every second."""
+        while self._writing is not None:
+            self._writing.join(1.0)
+            if not self._writing.is_alive():
+                self._writing = None
+            if tick is not None:
+                tick()
 
     def problem(self) -> CheckpointError | None:
         """Why the last checkpoint could not be written, once; None while it is being written or if it was."""

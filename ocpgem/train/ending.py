@@ -1,0 +1,46 @@
+"""How a run bears what it cannot prevent: disks that do not take a file, ranks that are gone, errors nobody foresaw."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ocpgem.errors import OcpgemError, TrainingError, one_line
+from ocpgem.parallel import group
+from ocpgem.parallel.watchdog import is_lost_peer
+from ocpgem.train.faults import FaultFile, Trouble, report_of
+from ocpgem.train.parts import RunParts
+
+ADVICE = "start the same command again to go on from the last checkpoint"
+
+
+class DiskGuard:
+    """Says once for each kind of file that it could not be written, and lets the run go on."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._told: set[str] = set()
+
+    @contextmanager
+    def guarded(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if what not in self._told:
+                self._told.add(what)
+                self._say(
+                    f"warning: {what} could not be written ({error.strerror or error}); the run goes on"
+                )
+
+
+def explained(error: Exception, parts: RunParts, step: int) -> OcpgemError:
+    """An error of the loop as a sentence, which the other ranks learn as well."""
+    if isinstance(error, OcpgemError):
+        return error
+    if is_lost_peer(error):
+        return TrainingError(f"{parts.watchdog.lost(step)}; {ADVICE}")
+    report = report_of(group.rank(), error, "")
+    if report.trouble is Trouble.OUT_OF_MEMORY:
+        report.text = one_line(error)
+    where = FaultFile(parts.run.path).add(step, "stop", [report])
+    sentence = f"rank {group.rank()} failed after step {step}: {one_line(error)} ({where})"
+    parts.watchdog.post(sentence)
+    return TrainingError(f"{sentence}; {ADVICE}")

@@ -1,0 +1,43 @@
+"""What the parts of the training loop work with."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+
+from ocpgem.data.dataset import Dataset
+from ocpgem.data.loader import TrainLoader
+from ocpgem.evaluate.predict import Effort
+from ocpgem.models.potential import Potential
+from ocpgem.parallel.watchdog import Watchdog
+from ocpgem.train.config import TrainConfig
+from ocpgem.train.ema import ExponentialMovingAverage
+from ocpgem.train.engine import Engine
+from ocpgem.train.run_directory import RunDirectory
+from ocpgem.train.signals import StopRequest
+
+log = logging.getLogger("ocpgem")
+
+
+@dataclass
+class RunParts:
+    """Everything the loop works with, made by `ocpgem.train.run`."""
+
+    config: TrainConfig
+    potential: Potential
+    engine: Engine
+    ema: ExponentialMovingAverage
+    loader: TrainLoader
+    val_sets: dict[str, Dataset]
+    effort: Effort
+    run: RunDirectory
+    console: Console
+    device: torch.device
+    stop: StopRequest
+    watchdog: Watchdog
+
+    def say(self, text: str) -> None:
+        """A line on the terminal of rank 0, also kept in the log."""
+        log.info(text)
+        self.console.print(text, highlight=False, soft_wrap=True)
