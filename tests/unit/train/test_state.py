@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -296,6 +298,79 @@ def test_a_run_whose_folder_has_gone_does_not_begin_another(run: Run, tmp_path: 
         "there is none before it"
     )
     assert not (tmp_path / "gone").exists()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own that holds one checkpoint, but not two."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("only root may mount; the same with a limited file size is tested everywhere")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def change_disk(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("failing", "mending", "reason"),
+    [
+        ("size=600k", "size=8m", "No space left on device"),
+        ("ro", "rw,size=8m", "Read-only file system"),
+    ],
+)
+def test_a_disk_that_takes_nothing_leaves_the_last_good_checkpoint(
+    disk: Path, run: Run, failing: str, mending: str, reason: str
+) -> None:
+    checkpoints = checkpoints_in(disk)
+    good = write(checkpoints, run, TrainState(2))
+    change_disk(disk, failing)
+    if "ro" not in failing:
+        (disk / "other").write_bytes(bytes(shutil.disk_usage(disk).free - 100_000))
+    for _ in range(2):  # again and again
+        checkpoints.save(TrainState(4), run.engine, run.ema)
+        checkpoints.finish()
+        assert str(checkpoints.problem()) == (
+            f"the checkpoint of step 4 could not be written to {checkpoints.folder} ({reason}); "
+            f"the last good one is {good}"
+        )
+        assert checkpoints.find() == (good, [])
+        assert kept(checkpoints) == {"2", "latest"}
+    change_disk(disk, mending)
+    assert write(checkpoints, run, TrainState(4)).name == "4"
+
+
+def test_a_lost_file_system_is_told_and_nothing_is_written_where_it_was(disk: Path, run: Run) -> None:
+    (disk / "run").mkdir()
+    checkpoints = Checkpoints(disk / "run" / "checkpoints", Retention(2))
+    write(checkpoints, run, TrainState(2))
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+    checkpoints.save(TrainState(4), run.engine, run.ema)
+    checkpoints.finish()
+    assert "could not be written" in str(checkpoints.problem())
+    assert list(disk.iterdir()) == []
+
+
+def test_a_file_cut_short_by_a_limit_is_no_checkpoint(tmp_path: Path, run: Run) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    good = write(checkpoints, run, TrainState(2))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (20_000, 0):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            checkpoints.save(TrainState(4), run.engine, run.ema)
+            checkpoints.finish()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "(File too large); the last good one is" in str(checkpoints.problem())
+        assert checkpoints.find() == (good, [])
+        assert kept(checkpoints) == {"2", "latest"}
 
 
 def test_bf16_reaches_the_dense_layers_inside_the_engine_and_only_in_training(run: Run) -> None:

@@ -1,0 +1,158 @@
+"""Kill -9 at random times: a rank chosen by chance, at a moment chosen by chance, again and again until a run is done.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.fault_kills [--kills 30] [--seed 0] [--out FILE.json]
+
+Half of the kills hit a run on 2 ranks, half one on 4. After each kill the launcher must end by itself with an exit
+code that says so, nothing that it started may be left, and nothing but sentences may have been printed; the same
+command then goes on. In the end the weights, the optimiser, the moving average and the loss of every step must be, bit
+for bit, those of a run that nobody killed.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.distributed import forked
+from tests.distributed.processes import alive, descendants
+from tests.distributed.states import same_state, train_records
+from tests.tiny_runs import tiny_settings, write_settings, write_tiny_data
+
+PATIENCE = 900.0
+"""Seconds for anything to happen on a machine that may be busy."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    forked.preload()
+    rng = random.Random(options.seed)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for nproc, kills in ((2, options.kills - options.kills // 2), (4, options.kills // 2)):
+            found.append(kill_until_done(Path(folder) / str(nproc), nproc, kills, rng))
+    result = {"seed": options.seed, "kills": sum(len(run["kills"]) for run in found), "runs": found}
+    text = json.dumps(result, indent=2)
+    if options.out:
+        options.out.write_text(text + "\n")
+    print(text)
+    if any(run["problems"] for run in found):
+        raise SystemExit(1)
+
+
+def kill_until_done(folder: Path, nproc: int, kills: int, rng: random.Random) -> dict[str, Any]:
+    """One run that is killed `kills` times, compared with one that is not."""
+    folder.mkdir()
+    train, val = write_tiny_data(folder)
+    steps = 3 * kills + 4
+    settings = tiny_settings(
+        train, val, steps=steps, log_every_steps=1, validation={"every_steps": 4},
+        checkpoint={"every_steps": 3}, optim={"lr": 5e-3},
+    )  # fmt: skip
+    config = write_settings(folder / "config.yml", settings)
+    whole, run = folder / "whole", folder / "run"
+    begin = time.monotonic()
+    assert _train(config, whole, nproc).finish(PATIENCE) == 0
+    seconds = (time.monotonic() - begin) / steps
+    problems, told = [], []
+    targets = sorted(rng.randrange(steps - 1) for _ in range(kills))
+    for target in targets:
+        before = _identity(run / "metrics.jsonl")
+        kill = _kill_at(_train(config, run, nproc), run, before, target, nproc, rng, seconds)
+        told.append(kill)
+        problems += [f"kill {len(told)}: {problem}" for problem in kill.pop("problems")]
+        print(nproc, "ranks:", kill, flush=True)
+    last = _train(config, run, nproc)
+    if last.finish(PATIENCE) != 0:
+        problems.append(f"the last run failed: {last.err.read_text()}")
+    elif not same_state(whole, run, steps):
+        problems.append("the final state is another than without kills")
+    elif train_records(whole) != train_records(run):
+        problems.append("the losses are others than without kills")
+    shutil.rmtree(folder)
+    return {"ranks": nproc, "steps": steps, "kills": told, "problems": problems}
+
+
+def _train(config: Path, run: Path, nproc: int) -> forked.ForkedRun:
+    words = ["train", config, "--run-dir", run, "--nproc", nproc]
+    return forked.start(words, run.with_name("said"))
+
+
+def _kill_at(
+    under_way: forked.ForkedRun,
+    run: Path,
+    before: int | None,
+    target: int,
+    nproc: int,
+    rng: random.Random,
+    seconds: float,
+) -> dict[str, Any]:
+    """Kill a rank some time after step `target`; for the first steps, some time after the start."""
+    if target < 2:
+        _wait_for(lambda: len(under_way.ranks()) == nproc, under_way)
+        delay = rng.uniform(0, 5 * seconds)
+    else:
+        # A run that goes on writes the file anew; until then it holds the steps of the run that was killed.
+        _wait_for(
+            lambda: _identity(run / "metrics.jsonl") != before and _steps_done(run) >= target, under_way
+        )
+        delay = rng.uniform(0, 2 * seconds)
+    time.sleep(delay)
+    pids, victim = under_way.ranks(), rng.randrange(nproc)
+    everything = descendants(under_way.launcher.pid)
+    problems: list[str] = []
+    if len(pids) < nproc:
+        return {"after_step": _steps_done(run), "rank": None, "problems": ["the run had ended before"]}
+    os.kill(pids[victim], signal.SIGKILL)
+    killed_at, step = time.monotonic(), _steps_done(run)
+    code = under_way.finish(PATIENCE)
+    took = time.monotonic() - killed_at
+    said = under_way.err.read_text()
+    if code == 0:
+        problems.append("exit code 0")
+    if "Traceback" in said or not said.strip():
+        problems.append(f"said {said!r}")
+    left = [pid for pid in everything if alive(pid)]
+    if left:
+        problems.append(f"processes {left} are left")
+    return {
+        "after_step": step,
+        "rank": victim,
+        "exit_code": code,
+        "seconds_to_end": round(took, 1),
+        "said": said.strip().splitlines(),
+        "problems": problems,
+    }
+
+
+def _steps_done(run: Path) -> int:
+    records = train_records(run)
+    return records[-1][0] if records else 0
+
+
+def _identity(file: Path) -> int | None:
+    return file.stat().st_ino if file.exists() else None
+
+
+def _wait_for(event: Callable[[], bool], under_way: forked.ForkedRun) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not event():
+        assert under_way.launcher.poll() is None, under_way.err.read_text()
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""What may go wrong on one rank: nothing is lost, nothing hangs, and a sentence says what it was."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.distributed.fault_scenarios import BAD_SID, HANG_SECONDS, N_STEPS
+from tests.distributed.moments import MOMENTS
+from tests.distributed.states import final_state, same_state, train_records
+from tests.tiny_runs import ROOT, clean_environment
+
+ADVICE = "start the same command again to go on from the last checkpoint"
+
+pytestmark = [
+    pytest.mark.slow,  # twenty runs on two ranks
+    pytest.mark.timeout(1500),  # all of them happen in the set-up of the first test
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs of `fault_scenarios`."""
+    folder = tmp_path_factory.mktemp("faults")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.distributed.fault_scenarios", str(folder)],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "told.json").read_text())
+
+
+def faults(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "faults.jsonl").read_text().splitlines()]
+
+
+def assert_ended(told: dict[str, Any], code: int, *sentences: str) -> None:
+    """A run ended with an exit code and these lines of standard error, and left no process."""
+    assert told["code"] == code, told
+    assert told["err"].splitlines() == list(sentences)
+    assert told["left"] == []
+
+
+def test_without_faults_a_run_ends_well(told: dict[str, Any]) -> None:
+    assert_ended(told["whole"], 0)
+
+
+def test_kills_at_every_kind_of_moment_change_nothing(folder: Path, told: dict[str, Any]) -> None:
+    for moment in MOMENTS:
+        killed = told[f"kill in {moment}"]
+        assert killed["code"] == 137, (moment, killed)
+        lines = killed["err"].splitlines()
+        assert lines[-1].endswith(
+            "was ended by SIGKILL (often because memory ran out); the other ranks were ended as well"
+        )
+        assert all(line.startswith("error: rank ") and ADVICE in line for line in lines[:-1]), lines
+        assert killed["left"] == [], moment
+    assert_ended(told["after the kills"], 0)
+    assert same_state(folder / "whole", folder / "killed", N_STEPS)
+    assert train_records(folder / "whole") == train_records(folder / "killed")
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_out_of_memory_on_one_rank_makes_all_split_the_batch_and_go_on(
+    folder: Path, told: dict[str, Any], phase: str
+) -> None:
+    name = f"memory in {phase}"
+    assert_ended(told[name], 0)
+    assert "ran out of memory with a micro-batch of 2 systems" in told[name]["out"]
+    assert "all ranks split the step into 2 times as many micro-batches and go on" in told[name]["out"]
+    (fault,) = faults(folder / name)
+    assert (fault["trouble"], fault["rank"]) == ("out_of_memory", int(phase == "forward"))
+    whole, split = train_records(folder / "whole"), train_records(folder / name)
+    assert [step for step, _ in split] == [step for step, _ in whole]
+    assert [loss for _, loss in split] == pytest.approx([loss for _, loss in whole], rel=1e-5)
+    expected, found = (final_state(folder / run, N_STEPS) for run in ("whole", name))
+    weights = [key for key in expected if key.startswith("/weights")]
+    assert all(
+        expected[key].numpy() == pytest.approx(found[key].numpy(), rel=1e-3, abs=1e-4) for key in weights
+    )
+
+
+def test_a_rank_that_raises_ends_all_with_its_sentence_and_keeps_the_traceback(
+    folder: Path, told: dict[str, Any]
+) -> None:
+    for name, when in (("raises in forward", "in step 3"), ("raises in validation", "after step 5")):
+        file = folder / name / "faults.jsonl"
+        assert_ended(
+            told[name],
+            1,
+            f"error: rank 1 failed {when}: ValueError: something nobody foresaw (details in {file}); {ADVICE}",
+        )
+        (fault,) = faults(folder / name)
+        assert "raise_error" in fault["trace"]
+        assert fault["rank"] == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
+    folder: Path, told: dict[str, Any]
+) -> None:
+    name = "raises in save"
+    assert_ended(told[name], 0)
+    checkpoints = folder / name / "checkpoints"
+    assert (
+        f"warning: the checkpoint of step 3 could not be written to {checkpoints} "
+        "(ValueError: something nobody foresaw); there is none before it; the run goes on"
+    ) in told[name]["out"]
+    assert same_state(folder / "whole", folder / name, N_STEPS)
+
+
+def test_a_loss_that_is_not_finite_names_its_system_and_ends_the_run(
+    folder: Path, told: dict[str, Any]
+) -> None:
+    said = told["not finite"]
+    assert said["code"] == 1
+    assert said["err"].startswith("error: the loss is not finite at step ")
+    assert f"record {BAD_SID} (sid {BAD_SID}, frame {BAD_SID % 3})" in said["err"]
+    assert said["err"].count("\n") == 1
+    fault = faults(folder / "not finite")[0]
+    assert [system["sid"] for system in fault["systems"]] == [BAD_SID]
+    assert (fault["trouble"], fault["done"]) == ("not_finite", "stop")
+
+
+def test_steps_that_are_not_finite_are_left_out_up_to_the_limit(folder: Path, told: dict[str, Any]) -> None:
+    said = told["skip"]
+    assert_ended(said, 0)
+    skipped = [line for line in faults(folder / "not finite") if line["done"] == "skipped"]
+    assert len(skipped) == 4  # once an epoch of three steps
+    assert "the step is left out (4 of at most 4)" in said["out"]
+    steps = [step for step, _ in train_records(folder / "not finite")]
+    assert steps == [step for step in range(1, N_STEPS + 1) if step not in {line["step"] for line in skipped}]
+    often = told["skip too often"]
+    assert often["code"] == 1
+    assert "2 steps have been left out, the limit" in often["err"]
+
+
+def test_a_rank_that_hangs_is_named_with_the_place_where_it_is(folder: Path, told: dict[str, Any]) -> None:
+    said = told["hang"]
+    assert said["code"] in (1, 137)
+    assert "error: rank 1 (" in said["err"]
+    assert "hangs: nothing has happened for" in said["err"]
+    assert said["err"].count("error: ") == 1
+    assert said["left"] == []
+    assert said["seconds"] > HANG_SECONDS
+    stack = (folder / "hang" / "hang-rank1.txt").read_text()
+    assert "moments.py" in stack
+
+
+def test_a_rank_that_is_stopped_from_outside_is_named_by_the_others(told: dict[str, Any]) -> None:
+    said = told["stopped"]
+    assert said["code"] in (1, 137)
+    assert "error: rank 1 is silent for more than" in said["err"]
+    assert said["left"] == []
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_from_the_last_good_checkpoint_once_there_is_room(
+    folder: Path, told: dict[str, Any]
+) -> None:
+    if "full disk" not in told:
+        pytest.skip("only root may mount a small disk")
+    said, checkpoints = told["full disk"], folder / "disk" / "run" / "checkpoints"
+    problem = f"could not be written to {checkpoints} (No space left on device); the last good one is {checkpoints}/3"
+    assert_ended(
+        said,
+        1,
+        f"error: the checkpoint of step {N_STEPS} {problem}; make room there, then start the same command again",
+    )
+    assert f"warning: the checkpoint of step 6 {problem}; the run goes on" in said["out"]
+    assert f"step {N_STEPS}/{N_STEPS}" in said["out"]
+    assert "warning: the metrics could not be written (No space left on device)" in said["out"]
+    assert_ended(told["disk with room"], 0)
+    assert same_state(folder / "whole", folder / "disk with room", N_STEPS)
+    assert train_records(folder / "whole") == train_records(folder / "disk with room")
