@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _SMOOTHED_STEPS = 20
+_MOST_COLUMNS = 6
 _PANELS = (
     ("loss", "training loss", None),
     ("energy_mae", "energy MAE (eV)", "validation"),
@@ -86,17 +87,20 @@ def differing_settings(runs: Sequence[ComparedRun]) -> list[str]:
 
 
 def comparison_table(runs: Sequence[ComparedRun]) -> "Table":
-    """A row for each run: what is special about it and what came of it."""
+    """What is special about each run and what came of it: a column for each run, or a row for each of many."""
     from rich.table import Table
 
     differing = differing_settings(runs)
+    titles = ["run", *differing, *NUMBERS]
+    columns = [
+        [run.name, *(str(run.settings.get(path, "-")) for path in differing), *run.numbers()] for run in runs
+    ]
+    rows = list(zip(titles, *columns, strict=True)) if len(runs) <= _MOST_COLUMNS else [titles, *columns]
     table = Table()
-    table.add_column("run", overflow="fold")
-    for title in (*differing, *NUMBERS):
-        table.add_column(title, justify="right", overflow="fold")
-    for run in runs:
-        settings = [str(run.settings.get(path, "-")) for path in differing]
-        table.add_row(run.name, *settings, *run.numbers())
+    for number, title in enumerate(rows[0]):
+        table.add_column(title, justify="right" if number else "left", overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
     return table
 
 

@@ -160,7 +160,7 @@ def test_an_evaluation_shards_the_data_over_ranks(four_ranks: Job, project: Path
     done = run_main(*words, tmp_path / "one.json")
     assert done.returncode == 0, done.stderr
     two, one = (json.loads((tmp_path / name).read_text()) for name in ("two.json", "one.json"))
-    assert two["val"] == pytest.approx(one["val"], rel=1e-5, abs=1e-6)
+    assert two["splits"]["val"] == pytest.approx(one["splits"]["val"], rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize(
