@@ -23,6 +23,7 @@ from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.import_weights.containers import model_settings
 from ocpgem.models.import_weights.released import FAMILIES
 from ocpgem.train.config import TrainConfig
+from ocpgem.train.import_targets import TRAIN, VALIDATION, as_section, data_set, translate_targets
 from ocpgem.train.v1_settings import WITHOUT_COUNTERPART, Settings, read_v1
 
 _FRAMES = {"200k": 200_000, "2M": 2_000_000, "20M": 20_000_000, "all": 133_934_018}
@@ -30,7 +31,6 @@ _FRAMES = {"200k": 200_000, "2M": 2_000_000, "20M": 20_000_000, "all": 133_934_0
 _NO_CLIPPING = 1e6
 _V1_FORCES_WEIGHT = 30.0
 _V1_WEIGHT_DECAY = 0.01
-_TRAIN = ("dataset.0.", "dataset.train.", "dataset.")
 
 
 @dataclass
@@ -78,7 +78,7 @@ class _Translation:
         """Do all of it."""
         self._data()
         model = self._model()
-        self._normalization()
+        translate_targets(self.old, self.set, self.note)
         self._length()
         self._loss(model)
         self._optimizer()
@@ -101,8 +101,8 @@ class _Translation:
         here[key] = value
 
     def _data(self) -> None:
-        self.set("data.train", self.old.take(*(f"{place}src" for place in _TRAIN)))
-        val = self.old.take("dataset.1.src", "dataset.val.src", "val_dataset.src")
+        self.set("data.train", data_set(self.old, TRAIN))
+        val = data_set(self.old, VALIDATION)
         self.set("data.val", None if val is None else {"val": val})
         per_gpu = self.old.take_number("optim.batch_size")
         if per_gpu is not None:
@@ -165,49 +165,11 @@ class _Translation:
         if unused:
             self.note(", ".join(unused), "has no counterpart")
 
-    def _normalization(self) -> None:
-        names = {"energy_mean": "target_mean", "energy_std": "target_std", "forces_std": "grad_target_std"}
-        old = {ours: self._of_train(name) for ours, name in names.items()}
-        new = {
-            "energy_mean": self._normalizer("energy", "target", of=("mean",)),
-            "energy_std": self._normalizer("energy", "target", of=("stdev", "std", "rmsd")),
-            "forces_std": self._normalizer("forces", "grad_target", of=("stdev", "std", "rmsd")),
-        }
-        shift = self._normalizer("forces", "grad_target", of=("mean",)) or self._of_train("grad_target_mean")
-        if shift:
-            self.note("grad_target_mean", f"was {shift}; forces are not shifted here")
-        labels = self.old.take_flag(*(f"{place}normalize_labels" for place in _TRAIN))
-        values = {key: new[key] if new[key] is not None else old[key] if labels else None for key in names}
-        fitted = self.old.take_all(r"dataset\.(0\.|train\.)?transforms\.normalizer\.fit.*")
-        if fitted:
-            self.set("normalization", "fit")
-            self.note(", ".join(fitted), "fitted here by normalization: fit")
-        elif any(value is not None for value in values.values()):
-            self.set("normalization", {key: value for key, value in values.items() if value is not None})
-        else:
-            self.set("normalization", {"energy_mean": 0.0, "energy_std": 1.0, "forces_std": 1.0})
-            self.note(
-                "dataset", "targets were not normalised; normalization: fit would take it from the data"
-            )
-        references = self.old.take_all(r"dataset\.(0\.|train\.)?(lin_ref|oc20_ref|transforms\.element_ref.*)")
-        if references:
-            self.note(
-                ", ".join(references), "write these energies into normalization.element_energies, in eV"
-            )
-
-    def _normalizer(self, *targets: str, of: tuple[str, ...]) -> Any:
-        return self._of_train(
-            *(f"transforms.normalizer.{target}.{name}" for target in targets for name in of)
-        )
-
-    def _of_train(self, *names: str) -> Any:
-        """A number that stands with the training set."""
-        return self.old.take_number(*(f"{place}{name}" for name in names for place in _TRAIN))
-
     def _length(self) -> None:
         """Epochs become steps, which needs the size of the training set."""
         data = self.new.get("data", {})
-        size = self._training_systems(data.get("train"))
+        train = data.get("train")
+        size = self._training_systems(train["path"] if isinstance(train, dict) else train)
         if size is not None and data.get("batch_size"):
             self.steps_per_epoch = -(-size // data["batch_size"])
         steps, epochs = self.old.take_number("optim.max_steps"), self.old.take_number("optim.max_epochs")
@@ -244,15 +206,27 @@ class _Translation:
         free = self.old.take_flag("task.train_on_free_atoms", "outputs.forces.train_on_free_atoms")
         if model is not None and model.forces == "none":
             self.set("loss.forces", 0.0)
-            self.note(
-                "model", "predicts no forces; it is trained on energy of a record, not on energy_relaxed"
-            )
+            self._train_on_relaxed_energies()
             return
         if forces is None:
             self.note("optim.force_coefficient", "was not given; v1 then took 30")
         self.set("loss.forces", _V1_FORCES_WEIGHT if forces is None else forces)
         if not free:
             self.note("task.train_on_free_atoms", "was not set; here fixed atoms never count in the loss")
+
+    def _train_on_relaxed_energies(self) -> None:
+        """Models without forces are those of IS2RE."""
+        data = self.new.get("data", {})
+        if "train" in data:
+            data["train"] = as_section(data["train"]) | {"energy": "relaxed"}
+        if "val" in data:
+            data["val"] = {
+                name: as_section(entry) | {"energy": "relaxed"} for name, entry in data["val"].items()
+            }
+        self.note(
+            "model",
+            "predicts no forces, so the target is the relaxed energy (IS2RE); remove energy: relaxed otherwise",
+        )
 
     def _loss_term(self, target: str, coefficient: str, function: str, ours: str) -> Any:
         new = [f"loss_functions.{place}{target}" for place in ("", "0.", "1.", "2.")]

@@ -138,7 +138,7 @@ def test_energies_only_are_trained_without_forces(tmp_path: Path) -> None:
     assert done.config.model.forces == "none"
     assert done.config.loss.forces == 0
     assert done.config.validation.metric == "energy_mae"
-    assert "not on energy_relaxed" in done.comments
+    assert "the target is the relaxed energy" in done.comments
 
 
 def test_what_v1_did_without_being_told_is_written_down(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_what_v1_did_without_being_told_is_written_down(tmp_path: Path) -> None:
         ("slurm", {"partition": "gpu"}, "how a job is started"),
         ("task.relax_opt", {"maxstep": 0.04}, "relaxations are not part of training"),
         ("task.primary_metric", "energy_force_within_threshold", "the best model is chosen by forces_mae"),
-        ("dataset", [TRAIN_SET | {"lin_ref": "refs.npz"}], "normalization.element_energies"),
+        ("dataset", [TRAIN_SET | {"lin_ref": "refs.npz"}], "normalization.element_references.file"),
         ("dataset", [TRAIN_SET | {"grad_target_mean": 0.1}], "was 0.1; forces are not shifted"),
     ],
 )
@@ -285,3 +285,22 @@ def test_arguments_without_a_counterpart_are_refused_by_name(tmp_path: Path) -> 
     (tmp_path / "old.yml").write_text(yaml.safe_dump(changed(OLD, "model.num_wings", 2)))
     with pytest.raises(ConfigError, match="num_wings"):
         import_config(tmp_path / "old.yml")
+
+
+def test_references_are_translated(tmp_path: Path) -> None:
+    train = TRAIN_SET | {"lin_ref": "refs.npz", "oc20_ref": "oc20_ref.pkl"}
+    val = {"src": "data/val", "oc20_ref": "oc20_ref.pkl"}
+    config = Translated(tmp_path, changed(OLD, "dataset", [train, val])).config
+    assert config.normalization.element_references is not None
+    assert config.normalization.element_references.file == "refs.npz"
+    assert [entry.add_references for entry in config.data.train_sets] == ["oc20_ref.pkl"]
+    assert config.data.val_sets["val"].add_references == "oc20_ref.pkl"
+
+
+def test_a_model_without_forces_is_trained_on_relaxed_energies(tmp_path: Path) -> None:
+    settings = changed(changed(OLD, "model.regress_forces", False), "model.direct_forces", False)
+    settings = changed(settings, "task.primary_metric", "energy_mae")
+    done = Translated(tmp_path, settings)
+    assert [entry.energy for entry in done.config.data.train_sets] == ["relaxed"]
+    assert all(entry.energy == "relaxed" for entry in done.config.data.val_sets.values())
+    assert "the target is the relaxed energy" in done.comments
