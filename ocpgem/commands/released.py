@@ -35,6 +35,12 @@ def add_commands(commands: Subparsers) -> None:
         "--config", type=Path, metavar="FILE.yml", help="released configuration of a checkpoint that lacks it"
     )
     imported.add_argument(
+        "--element-references",
+        type=Path,
+        metavar="FILE",
+        help="energies of elements (.npz, .pt, .json) of a checkpoint that lacks them, as those of OC22 do",
+    )
+    imported.add_argument(
         "--weights",
         choices=["ema", "raw"],
         help="moving averages or last weights (default: the averages where the file keeps both)",
@@ -50,9 +56,9 @@ def add_commands(commands: Subparsers) -> None:
 
 
 def _import_checkpoint(args: argparse.Namespace) -> int:
-    if args.source is None and (args.scale_file or args.config or args.weights):
+    if args.source is None and (args.scale_file or args.config or args.weights or args.element_references):
         raise RequestError(
-            "--scale-file, --config and --weights belong to a checkpoint that is read; name it"
+            "--scale-file, --config, --weights and --element-references belong to a checkpoint that is read; name it"
         )
     if args.list:
         from ocpgem.models.import_weights.catalogue import CATALOGUE, describe
@@ -77,7 +83,11 @@ def _import_checkpoint(args: argparse.Namespace) -> int:
     from ocpgem.models.potential import n_parameters
 
     imported = import_released(
-        args.source, scale_file=args.scale_file, config_file=args.config, weights=args.weights
+        args.source,
+        scale_file=args.scale_file,
+        config_file=args.config,
+        weights=args.weights,
+        element_references=args.element_references,
     )
     save_potential(imported.potential, args.out, imported.facts)
     print("\n".join(imported.notes))

@@ -79,11 +79,6 @@ def read_container(path: Path, config_file: Path | None = None) -> Container:
     )
     if config_file is not None:
         container.notes.append(f"settings: those of {config_file}")
-    if container.normalization.absent_references is not None:
-        container.notes.append(
-            "element references: the energies are relative to those of "
-            f"{container.normalization.absent_references}, which the file does not hold; add them yourself"
-        )
     named = container.kwargs.pop("scale_file", None)
     container.named_scale_file = named if isinstance(named, str) else None
     for place, scales in (

@@ -14,6 +14,7 @@ from ocpgem.models.import_weights.containers import Container, read_container
 from ocpgem.models.import_weights.mapping import KeyMap
 from ocpgem.models.import_weights.scales import NO_SCALE_FILE, fill_scales, leave_unfitted, read_scale_file
 from ocpgem.models.potential import Normalization, Potential
+from ocpgem.models.target_files import read_element_energies
 
 Weights = Literal["ema", "raw"]
 
@@ -52,6 +53,7 @@ def import_released(
     scale_file: str | None = None,
     config_file: Path | None = None,
     weights: Weights | None = None,
+    element_references: Path | None = None,
 ) -> Imported:
     """The potential of a released file, or of a folder with a state dict and the constructor's arguments.
 
@@ -59,13 +61,20 @@ def import_released(
     config_file: the settings of a file that lacks them.
     weights: "ema" for the moving averages, "raw" for the last weights; by default the averages where the file keeps
         both.
+    element_references: energies of elements of a file that lacks them (ocpgem.models.target_files).
 
-    Raises RequestError for wrong requests, CheckpointError for a file that is hostile, damaged or does not fit.
+    Raises RequestError for wrong requests, DataError for wrong references, CheckpointError for a file that is hostile, damaged or does not fit.
     """
     container = read_container(path, config_file)
     family = FAMILIES[container.family]
     config = _config(family, container)
     keys = family.key_map(config)
+    if element_references is None and container.normalization.absent_references is not None:
+        container.notes.append(
+            "element references: the energies are relative to those of "
+            f"{container.normalization.absent_references}, which the file does not hold; name them with "
+            "--element-references"
+        )
     notes = [*container.notes, _choose_weights(container, keys, weights)]
     notes += _complete_scales(container, keys, scale_file)
     normalization = _normalization(container, config)
@@ -73,10 +82,11 @@ def import_released(
         f"normalisation: energy mean {normalization.energy_mean:.6g} eV, std {normalization.energy_std:.6g} eV, "
         f"forces std {normalization.forces_std:.6g} eV/A ({container.normalization.source})"
     )
+    if element_references is not None:
+        normalization = _with_references(normalization, element_references, container.origin)
     if normalization.element_energies:
-        notes.append(
-            f"element references: {len(normalization.element_energies)} elements, from the file's elementrefs"
-        )
+        source = "the file's elementrefs" if element_references is None else str(element_references)
+        notes.append(f"element references: {len(normalization.element_energies)} elements, from {source}")
     potential = Potential(config, normalization)
     tensors = keys.to_ours(container.state_dict, potential.model.state_dict(), container.origin)
     broken = sorted(key for key, value in tensors.items() if not bool(value.isfinite().all()))
@@ -166,6 +176,12 @@ def _normalization(container: Container, config: GemNetConfig) -> Normalization:
         forces_std=found.forces_std,
         element_energies=found.element_energies,
     )
+
+
+def _with_references(normalization: Normalization, file: Path, origin: str) -> Normalization:
+    if normalization.element_energies:
+        raise RequestError(f"{origin} has element references of its own; leave out those of {file}")
+    return normalization.model_copy(update={"element_energies": read_element_energies(file)})
 
 
 def _sha256(path: Path) -> str:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -159,7 +160,27 @@ def test_element_references_that_only_the_settings_mention_are_said_aloud(tmp_pa
     _, content = container(tmp_path)
     content["config"]["dataset"] = {"train": {"lin_ref": "refs/lin.npz"}}
     notes = read(content, tmp_path).notes
-    assert any("relative to those of refs/lin.npz" in note for note in notes)
+    assert any(
+        "relative to those of refs/lin.npz" in note and "--element-references" in note for note in notes
+    )
+
+
+def test_element_references_of_another_file_travel_with_the_model_and_back(tmp_path: Path) -> None:
+    _, content = container(tmp_path)
+    content["config"]["dataset"] = {"train": {"lin_ref": "refs/lin.npz"}}
+    torch.save(content, tmp_path / "oc22.pt")
+    table = np.zeros(100)
+    table[[1, 78]] = -3.5, -6.25
+    np.savez(tmp_path / "lin.npz", coeff=table)
+    imported = import_released(tmp_path / "oc22.pt", element_references=tmp_path / "lin.npz")
+    assert imported.potential.normalization.element_energies == {1: -3.5, 78: -6.25}
+    assert any("2 elements, from" in note and "lin.npz" in note for note in imported.notes)
+    assert not any("relative to those" in note for note in imported.notes)
+    export_released(imported.potential, tmp_path / "back.pt")
+    again = import_released(tmp_path / "back.pt")
+    assert again.potential.normalization == imported.potential.normalization
+    with pytest.raises(RequestError, match="has element references of its own"):
+        import_released(tmp_path / "back.pt", element_references=tmp_path / "lin.npz")
 
 
 @pytest.mark.parametrize("place", ["scale_dict", "the settings", "a .pt file", "a JSON file"])
