@@ -63,7 +63,8 @@ def import_released(
         both.
     element_references: energies of elements of a file that lacks them (ocpgem.models.target_files).
 
-    Raises RequestError for wrong requests, DataError for wrong references, CheckpointError for a file that is hostile, damaged or does not fit.
+    Raises RequestError for wrong requests, DataError for wrong references, CheckpointError for a file that is hostile,
+    damaged or does not fit.
     """
     container = read_container(path, config_file)
     family = FAMILIES[container.family]
