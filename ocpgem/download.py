@@ -89,7 +89,7 @@ def download(
                     f"{url} cannot be fetched ({one_line(error)}){kept if partial.size else ''}"
                 ) from error
             time.sleep(patience.first_wait * 2 ** (failures - 1))
-    return _put_in_place(partial, path, {"sha256": sha256, "md5": md5})
+    return _put_in_place(partial, path, {"sha256": sha256, "md5": md5}, progress)
 
 
 class _Partial:
@@ -178,8 +178,11 @@ def _require_space(partial: _Partial, total: int | None) -> None:
         )
 
 
-def _put_in_place(partial: _Partial, path: Path, published: dict[str, str | None]) -> Downloaded:
-    found = checksums(partial.path, [kind for kind, value in published.items() if value or kind == "sha256"])
+def _put_in_place(
+    partial: _Partial, path: Path, published: dict[str, str | None], progress: Progress
+) -> Downloaded:
+    kinds = [kind for kind, value in published.items() if value or kind == "sha256"]
+    found = checksums(partial.path, kinds, progress)  # of hundreds of GB this takes minutes too
     for kind, value in published.items():
         if value is not None and found[kind] != value:
             partial.remove()

@@ -122,9 +122,8 @@ _OC22_S2EF = (
     Split("test_id", 398_377, "test_id", "nothing"),
     Split("test_ood", 385_438, "test_ood", "nothing"),
 )
-_OC22_IS2RE = (
-    *(Split(name, None, name, "energy") for name in ("train", "val_id", "val_ood")),
-    *(Split(name, None, name, "nothing") for name in ("test_id", "test_ood")),
+_OC22_IS2RE = tuple(
+    Split(name, None, name, "nothing") for name in ("train", "val_id", "val_ood", "test_id", "test_ood")
 )
 _S2EF = "data/oc20/s2ef"
 

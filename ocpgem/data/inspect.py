@@ -23,6 +23,8 @@ SAMPLE = 2000
 EDGE_SAMPLE = 200
 TABLE_AT_ONCE = 200
 """Records of a data set without a side table whose edges are all counted."""
+MOST_ROWS = 1_000_000
+"""Rows of the side table that are looked at; one of 134 million takes gigabytes to sort."""
 BAR = 40
 
 
@@ -48,7 +50,7 @@ class Inspection:
     Attributes:
         dataset: the data set.
         sample: records spread evenly over it, all of a small one.
-        sizes: the side table of all records, or of some of the sample where the data set has none.
+        sizes: the side table of all records; of some, evenly spread, of a very large data set, and of one without it.
     """
 
     dataset: Dataset
@@ -101,7 +103,8 @@ def inspect(dataset: Dataset) -> Inspection:
     chosen = _spread_out(len(dataset), SAMPLE)
     sample = [dataset[index] for index in chosen]
     if isinstance(dataset, LmdbDataset) or len(dataset) <= TABLE_AT_ONCE:
-        return Inspection(dataset, sample, dataset.sizes)
+        rows = slice(None) if len(dataset) <= MOST_ROWS else _spread_out(len(dataset), MOST_ROWS)
+        return Inspection(dataset, sample, dataset.sizes[rows])
     few = [sample[index] for index in _spread_out(len(sample), EDGE_SAMPLE)]
     return Inspection(dataset, sample, size_table([size_row(system, _n_edges(system)) for system in few]))
 

@@ -7,6 +7,7 @@ from ase.io import write
 from ocpgem.data.convert import convert_files
 from ocpgem.data.dataset import InMemoryDataset
 from ocpgem.data.inspect import describe, inspect, lines_of, summarize
+from ocpgem.data.lmdb_store import write_dataset
 from ocpgem.data.open import open_dataset
 from ocpgem.evaluate.data_figure import data_figure
 from ocpgem.evaluate.figures import LIGHT
@@ -75,6 +76,15 @@ def test_a_large_set_is_sampled_and_that_is_said(make_system, monkeypatch):
     assert lines["sample"] == "the lines below describe 5 records, spread evenly"
     assert "(3 records)" in lines["neighbours within 6 A"]
     assert found.notice == "elements and labels of 5 of 9 records; sizes of 3 records; neighbours of 3"
+
+
+def test_of_a_very_large_side_table_some_rows_are_looked_at(tmp_path, make_system, monkeypatch):
+    write_dataset(tmp_path / "x", [make_system(3 + i, sid=i) for i in range(9)])
+    monkeypatch.setattr("ocpgem.data.inspect.MOST_ROWS", 5)
+    lines = summarize(open_dataset(tmp_path / "x"))
+    assert lines["records"] == "9"
+    assert lines["atoms (of 5 records)"] == "3 to 11, median 7, mean 7.0"
+    assert lines["sample"] == "the lines below describe all records"
 
 
 @pytest.mark.parametrize("kind", ["all labels", "relaxations", "no labels", "still", "gas"])
