@@ -20,7 +20,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by numpy in the workers, o
 
 from ocpgem.commands.output import download_progress, make_console
 from ocpgem.data.archives import ARCHIVES, BASE_URL, BYTES_PER_FRAME, Archive, find
-from ocpgem.data.obtain import Order, obtain
 from ocpgem.errors import INTERRUPTED, OcpgemError, RequestError
 
 
@@ -85,6 +84,8 @@ def run(args: argparse.Namespace, archives: tuple[Archive, ...]) -> None:
     if args.name is None:
         raise RequestError("name an archive; --list shows them")
     archive = find(args.name, archives)
+    from ocpgem.data.obtain import Order, obtain  # takes a second, in which --list and Ctrl-C should not wait
+
     out = Path(archive.home) if args.out is None else args.out
     order = Order(
         archive,

@@ -157,10 +157,12 @@ def _fetch(url: str, partial: _Partial, progress: Progress, timeout: float) -> N
 def _write(
     answer: http.client.HTTPResponse, partial: _Partial, total: int | None, progress: Progress
 ) -> None:
-    with partial.path.open("ab") as file:
+    with partial.path.open("ab", buffering=0) as file:
         done = partial.size
         progress(done, total)
-        while chunk := answer.read(_CHUNK):
+        while chunk := answer.read1(
+            _CHUNK
+        ):  # what has arrived, so that a slow connection loses nothing either
             file.write(chunk)
             done += len(chunk)
             progress(done, total)

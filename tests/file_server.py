@@ -17,6 +17,8 @@ class Server:
     etag: str | None = '"one"'
     cut_after: int | None = None
     """Bytes of each answer after which the connection is cut."""
+    halt_after: int | None = None
+    """Bytes of the first answer after which nothing comes any more, though the connection stays."""
     random_cuts: random.Random | None = None
     """Where the connection is cut at random places, at most a third of the file apart."""
     knows_range: bool = True
@@ -28,6 +30,8 @@ class Server:
     n_errors: int = 10**9
     ranges: list[str | None] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    may_go_on: threading.Event = field(default_factory=threading.Event)
+    """Ends the wait of an answer that was halted."""
 
     @property
     def url(self) -> str:
@@ -51,6 +55,7 @@ def serving(server: Server) -> Iterator[Server]:
     try:
         yield server
     finally:
+        server.may_go_on.set()
         http.shutdown()
         thread.join()
         http.server_close()
@@ -86,6 +91,11 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             if server.etag is not None:
                 self.send_header("ETag", server.etag)
             self.end_headers()
+            if server.halt_after is not None:
+                self.wfile.write(content[first:][: server.halt_after])
+                server.halt_after = None
+                server.may_go_on.wait()
+                return
             self.wfile.write(content[first:][: server.cut()])
 
         def log_message(self, *arguments: object) -> None:

@@ -75,6 +75,13 @@ def test_a_length_told_too_long_is_asked_for_again(server: Server, tmp_path: Pat
     assert server.ranges == [None, f"bytes={len(CONTENT)}-"]
 
 
+def test_a_connection_that_falls_silent_loses_nothing_of_what_came(server: Server, tmp_path: Path) -> None:
+    server.halt_after = 1234
+    patience = Patience(attempts=5, first_wait=0.0, timeout=0.5)
+    download(server.url, tmp_path / "file.pt", sha256=SHA256, patience=patience)
+    assert server.ranges == [None, "bytes=1234-"]
+
+
 def test_a_later_call_goes_on_from_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
     server.cut_after = 100_000
     with pytest.raises(
