@@ -1,5 +1,6 @@
 """Jobs on a real cluster that are stopped, preempted, killed: what goes on where it was, and what does not."""
 
+import json
 import os
 import signal
 import time
@@ -45,7 +46,7 @@ def time_limited(project: Path) -> Iterator[Job]:
     """A run that reaches its time limit while the other tests run: SLURM looks at limits only every 30 s."""
     polite = 'setup=["export OMP_NUM_THREADS=1", "renice -n 15 $$ > /dev/null"]'
     limit = ["--time", "2", "--set", "signal_seconds=60", "--set", polite]
-    job = submit(project, project.parent / "limited", *limit, FOREVER)
+    job = submit(project, project.parent / "limited", *limit, "--snapshot-code", FOREVER)
     yield job
     main(["cancel", str(job.run_dir)])
 
@@ -178,6 +179,10 @@ def test_a_time_limit_is_survived(time_limited: Job) -> None:
     wait_for_step(run, event["step"] + 3)
     assert_no_step_lost_or_repeated(run)
     assert restarts_used(history(run)) >= 1  # more where the other tests took minutes
+    command = json.loads((run / "environment.json").read_text())["command"]
+    assert command[0] == str(Path(time_limited.submission.folder) / "code" / "main.py"), (
+        "the copy is what runs"
+    )
     states = slurm("sacct", "-D", "-X", "-n", "-P", "-j", time_limited.number, "-o", "State").split()
     assert states[0] == "REQUEUED"
     assert set(states[:-1]) == {"REQUEUED"}
