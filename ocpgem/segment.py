@@ -96,7 +96,8 @@ def _segment_of_row(ptr: Tensor, n_rows: int) -> Tensor:
 
 
 def _sum(values: Tensor, ptr: Tensor) -> Tensor:
-    if BACKEND == "scatter" and (_SCATTER_HAS_CUDA or not values.is_cuda):
+    is_plain = type(values) in (Tensor, torch.nn.Parameter)  # not a tensor of sizes only, as estimates use
+    if BACKEND == "scatter" and is_plain and (_SCATTER_HAS_CUDA or not values.is_cuda):
         return torch.ops.torch_scatter.segment_sum_csr(values.contiguous(), ptr, None)
     if (
         values.is_cuda and values.is_floating_point()

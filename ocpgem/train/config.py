@@ -167,7 +167,11 @@ class FaultSection(Section):
 class ParallelSection(Section):
     """How the work is divided over ranks."""
 
-    zero_stage: Literal[0, 1] = Field(1, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        1,
+        description="DeepSpeed ZeRO: what is divided over the ranks; 0 nothing, 1 the optimiser state, 2 gradients as "
+        "well, 3 (direct forces only) also the weights",
+    )
 
 
 class TrainConfig(Section):
@@ -178,6 +182,11 @@ class TrainConfig(Section):
     precision: Literal["highest", "bf16"] = Field(
         "highest",
         description="bf16: dense layers in bfloat16; geometry, bases, sums and output layers stay in float32",
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="compute activations again for the gradient instead of keeping them: a fifth of their memory for a "
+        "third more work with direct forces (little is saved with gradient forces)",
     )
     log_every_steps: int = Field(10, ge=1)
     data: DataSection
@@ -197,6 +206,11 @@ class TrainConfig(Section):
             raise ValueError("loss.forces must be 0 for a model with forces: none")
         if self.model.forces == "none" and self.validation.metric == "forces_mae":
             raise ValueError("validation.metric must be energy_mae for a model with forces: none")
+        if self.parallel.zero_stage == 3 and self.model.forces in ("gradient", "none"):
+            raise ValueError(
+                f"parallel.zero_stage is 3, which works only with direct forces, but model.forces is {self.model.forces}; "
+                "use 0, 1 or 2"
+            )
         if self.data.hide_elements > 0 and not self.model.shared_embedding:
             raise ValueError("data.hide_elements needs model.shared_embedding: true")
         if self.loss.energy == 0 and self.loss.forces == 0:

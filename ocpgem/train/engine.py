@@ -42,6 +42,9 @@ class _GivenGradients(nn.Module):
         pairs = zip(parameters, gradients, strict=True)
         return torch.stack([(parameter * gradient).sum() for parameter, gradient in pairs]).sum()
 
+REDUCE_BUCKET = 500_000_000
+"""The most gradients that DeepSpeed reduces at once."""
+
 
 class Engine:
     """A potential under DeepSpeed: gradients summed over micro-batches and ranks, clipped, and stepped with AdamW.
@@ -151,7 +154,7 @@ def _settings(optim: OptimSection, zero_stage: int, potential: Potential) -> dic
     Clipping left out would mean 1.0; accumulation is steered by hand; the reduction buffer, by default 2 GB, need not
     exceed the model.
     """
-    bucket = min(500_000_000, sum(p.numel() for p in potential.parameters()))
+    bucket = min(REDUCE_BUCKET, sum(p.numel() for p in potential.parameters()))
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

@@ -148,6 +148,7 @@ def prepare_potential(
         potential.model.atom_embedding.start_from_shared(values["elements"])
     apply_factors(potential, values["scale_factors"], str(file))
     potential.train_in_bf16 = config.precision == "bf16"
+    potential.model.checkpoint_activations = config.activation_checkpointing
     return potential
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocpgem.graph.topology import EdgeSet, Topology
+from ocpgem.graph.topology import EdgeSet, SymmetricEdgeSet, Topology
 from ocpgem.models.gemnet.atom_paths import AtomAtomInteraction, AtomToEdgeInteraction, EdgeToAtomInteraction
 from ocpgem.models.gemnet.bases import Basis
 from ocpgem.models.gemnet.config import GemNetConfig
@@ -113,9 +113,18 @@ class InteractionBlock(nn.Module):
 
     def forward(self, h: Tensor, m: Tensor, basis: Basis, topology: Topology) -> tuple[Tensor, Tensor]:
         """h [n_atoms, atom_dim], m [n_edges, edge_dim] -> the same, updated."""
-        edges = topology.main
+        x, h = self.interact(h, m, basis, topology)
+        return self.update(x, h, m, basis, topology.main)
+
+    def interact(self, h: Tensor, m: Tensor, basis: Basis, topology: Topology) -> tuple[Tensor, Tensor]:
+        """What all interactions say to the edges, [n_edges, edge_dim], and the atoms after theirs, as `h`."""
         x = combine(*self._edge_terms(h, m, basis, topology))
-        h = self.atom_layers(combine(*self._atom_terms(h, m, basis, topology)))
+        return x, self.atom_layers(combine(*self._atom_terms(h, m, basis, topology)))
+
+    def update(
+        self, x: Tensor, h: Tensor, m: Tensor, basis: Basis, edges: SymmetricEdgeSet
+    ) -> tuple[Tensor, Tensor]:
+        """The embeddings h and m after the block, from what `interact` gave and the edges `m` before it."""
         m = self.after_skip(skip(m, self.before_skip(x)))
         h = skip(h, self.to_atoms(m, basis.radial_atom, edges))
         m = skip(m, self.after_edge_update(self.edge_update(h, m, edges)))

@@ -1,0 +1,55 @@
+"""What one training step costs, found by taking it with tensors that have a size and no content."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from ocpgem.graph.topology import Topology
+from ocpgem.models.potential import Normalization, Potential
+from ocpgem.train.config import TrainConfig
+from ocpgem.train.live_memory import LiveMemory
+from ocpgem.train.loss import GlobalCounts, loss_share
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one forward and one backward pass over one micro-batch."""
+
+    kept_bytes: int
+    """What the forward pass leaves for the backward pass."""
+    peak_bytes: int
+    """The most bytes at one time beside the weights; gradients of weights are part of it."""
+    flops: int
+    """Operations of all matrix products; a multiplication and an addition are two."""
+
+
+def step_cost(config: TrainConfig, batch: Any, topology: Topology, normalization: Normalization) -> StepCost:
+    """The cost of a training step of `config` on a batch; takes seconds and hardly any memory for any model.
+
+    The model, its loss and their gradients are run as they are, with torch's fake tensors, so whatever the model does is
+    counted. Sums over segments count as torch's own operations, whichever library will do them.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        potential = Potential(config.model, normalization)
+        potential.train_in_bf16 = config.precision == "bf16"
+        potential.model.checkpoint_activations = config.activation_checkpointing
+        potential.train()
+        counts = GlobalCounts(topology.n_systems, topology.n_atoms)
+        memory, flops = LiveMemory(), FlopCounterMode(display=False)
+        with flops, memory:
+            loss = loss_share(potential(batch, topology), batch, config.loss, normalization, counts)
+            kept = memory.now
+            loss.backward()
+    return StepCost(kept, memory.peak, flops.get_total_flops())
+
+
+def validation_bytes(config: TrainConfig, batch: Any, topology: Topology) -> int:
+    """The most bytes at one time, beside the weights, of predicting a batch in validation."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        potential = Potential(config.model, Normalization()).eval()
+        with LiveMemory() as memory:
+            potential(batch, topology)
+    return memory.peak
