@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     try:
         nproc = getattr(args, "nproc", 1)
-        if nproc != 1 and "RANK" not in os.environ:
+        if nproc != 1 and "RANK" not in os.environ and not getattr(args, "dry_run", False):
             from ocpgem.launch.local import run_local
 
             return run_local(_without_nproc(arguments), nproc)

@@ -24,6 +24,16 @@ def add_commands(commands: Subparsers) -> None:
         "--run-dir", type=Path, help="where everything of the run goes (default: runs/<name of CONFIG>)"
     )
     nproc_argument(train)
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say what memory and time the run needs, and start nothing",
+    )
+    train.add_argument(
+        "--gpu",
+        metavar="KIND",
+        help="with --dry-run: the GPU of each rank, as A100-80GB (default: this machine)",
+    )
     train.set_defaults(command=_train)
 
     fit = commands.add_parser("fit-scales", help="fit the scale factors of a configuration's model")
@@ -41,11 +51,28 @@ def add_commands(commands: Subparsers) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
+    if args.dry_run:
+        return _dry_run(args)
+    if args.gpu is not None:
+        raise RequestError("--gpu belongs to --dry-run; a run takes the GPU that it finds")
     from ocpgem.train.signals import StopRequest
 
     stop = StopRequest()
     with stop.listening():
         return _train_until(stop, args)
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    from ocpgem.config import load_config
+    from ocpgem.train.config import TrainConfig
+
+    config = load_config(args.config, args.overrides, TrainConfig)
+    from ocpgem.train.estimate import as_text, device_named, estimate
+
+    if args.nproc < 1:
+        raise RequestError(f"--nproc is {args.nproc}; it must be at least 1")
+    print(as_text(estimate(config, args.nproc, device_named(args.gpu))))
+    return 0
 
 
 def _train_until(stop: "StopRequest", args: argparse.Namespace) -> int:

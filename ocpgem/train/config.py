@@ -208,8 +208,8 @@ class TrainConfig(Section):
             raise ValueError("validation.metric must be energy_mae for a model with forces: none")
         if self.parallel.zero_stage == 3 and self.model.forces in ("gradient", "none"):
             raise ValueError(
-                f"parallel.zero_stage is 3, which works only with direct forces, but model.forces is {self.model.forces}; "
-                "use 0, 1 or 2"
+                "parallel.zero_stage is 3, which works only with direct forces, but model.forces is "
+                f"{self.model.forces}; use 0, 1 or 2"
             )
         if self.data.hide_elements > 0 and not self.model.shared_embedding:
             raise ValueError("data.hide_elements needs model.shared_embedding: true")

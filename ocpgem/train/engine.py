@@ -42,6 +42,7 @@ class _GivenGradients(nn.Module):
         pairs = zip(parameters, gradients, strict=True)
         return torch.stack([(parameter * gradient).sum() for parameter, gradient in pairs]).sum()
 
+
 REDUCE_BUCKET = 500_000_000
 """The most gradients that DeepSpeed reduces at once."""
 
@@ -55,7 +56,8 @@ class Engine:
     def __init__(
         self, potential: Potential, optim: OptimSection, zero_stage: int, device: torch.device
     ) -> None:
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
+        deepspeed.init_distributed(dist_init_required=False)
         potential.to(device)
         optimizer = torch.optim.AdamW(
             potential.parameters(),
@@ -165,7 +167,7 @@ def _settings(optim: OptimSection, zero_stage: int, potential: Potential) -> dic
     }
 
 
-def _import_deepspeed() -> Any:
+def import_deepspeed() -> Any:
     """Import deepspeed without its chatter and without the collective library it would compile on a CPU."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -178,5 +180,4 @@ def _import_deepspeed() -> Any:
     # DeepSpeed still calls what torch 2.13 has renamed; users can do nothing about it.
     warnings.filterwarnings("ignore", r".*all_gather_into_tensor. is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_init_required=False)
     return deepspeed

@@ -3,20 +3,24 @@
 import resource
 import time
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ocpgem.data.loader import Recipe, TrainLoader
-from ocpgem.data.plan import plan_evaluation
+from ocpgem.data.cost import fit_edge_cost
+from ocpgem.data.dataset import Dataset
+from ocpgem.data.draws import all_once
+from ocpgem.data.loader import EvalLoader, Recipe
+from ocpgem.data.plan import TrainPlan
 from ocpgem.errors import RequestError
 from ocpgem.graph.topology import Topology
 from ocpgem.models.potential import Normalization
+from ocpgem.train.batching import Costs, eval_batching, require_work_for_all, train_batching
 from ocpgem.train.config import TrainConfig
-from ocpgem.train.datasets import open_training_set, open_validation_sets
-from ocpgem.train.engine import REDUCE_BUCKET
+from ocpgem.train.datasets import open_data_sets
+from ocpgem.train.engine import REDUCE_BUCKET, import_deepspeed
 from ocpgem.train.step_cost import StepCost, step_cost, validation_bytes
 
 _PLANNED_STEPS = 300
@@ -26,6 +30,12 @@ _PER_PARAMETER = {False: 2, True: 3}  # moments that AdamW keeps, without and wi
 _GPU_PROCESS = 1_500_000_000
 """Assumed bytes on a GPU for the CUDA context, libraries and what the allocator holds beside the tensors."""
 _GPU_FRAGMENTATION = 1.1
+_HEAP_FRAGMENTATION = 1.4
+"""Measured on CPUs, 1.3 to 1.6: the heap keeps gaps between tensors that are smaller than `_OWN_MAPPING`."""
+_OWN_MAPPING = 32 * 2**20
+"""Bytes from which on glibc gives every tensor a mapping of its own, which leaves no gaps."""
+_CPU_PROCESS = 50_000_000
+"""Measured: what a run holds beside tensors and imported libraries."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ class Estimate:
     n_parameters: int
     world_size: int
     zero_stage: int
+    precision: str
     batch: Batch
     memory: dict[str, int]
     """Bytes by what they are for; they add up to the most that is needed at one time."""
@@ -107,64 +118,74 @@ class Estimate:
 def estimate(config: TrainConfig, world_size: int = 1, device: Device | None = None) -> Estimate:
     """Memory and time of a run of `config` on `world_size` ranks; None: on this machine's CPU.
 
-    The data must be there: the largest micro-batch of the plan is looked for and its graph is built. Then the model makes
-    one step on it with tensors that have no content (`step_cost`). Assumptions: float32 weights and AdamW; DeepSpeed's
-    copies and buffers as measured in benchmarks/memory.py; a GPU reaches `SHARE_OF_PEAK` and a CPU what a product of
-    matrices reaches just now; loader processes are left out. Raises what reading the data raises.
+    The data must be there: the largest micro-batch of the plan is looked for and its graph is built. Then the model
+    makes one step on it with tensors that have no content (`step_cost`). Assumptions: float32 weights and AdamW;
+    DeepSpeed's copies and buffers as measured with version 0.19.8; a GPU reaches `SHARE_OF_PEAK` and a CPU what a
+    product of matrices reaches just now; loader processes are left out. Raises what reading the data raises.
     """
-    train_set = open_training_set(config.data)
-    if config.data.batch_size < world_size:
-        raise RequestError(
-            f"data.batch_size is {config.data.batch_size} systems over all ranks, fewer than the {world_size} ranks; "
-            "raise it or use fewer ranks"
-        )
+    data = open_data_sets(config.data)
+    train_set = data.training_set
     recipe = Recipe(train_set, config.model.graph_spec, config.model.n_elements)
-    loader = TrainLoader(
-        recipe, config.data.batch_size, config.seed, 0, world_size, max_edges=config.data.max_edges
+    costs = Costs(edges=fit_edge_cost(train_set, recipe.graph))
+    batching = train_batching(config.data, costs)
+    require_work_for_all(config.data, batching, train_set, world_size)
+    plan = TrainPlan(
+        train_set.draws(config.seed) or all_once(len(train_set), config.seed), train_set.rows, batching
     )
-    systems, micro_batches, edges_per_step = _largest(loader, world_size)
-    batch, topology = recipe.prepare(systems)
-    cost = _cost(config, recipe, systems, (batch, topology))
-    n_edges = max(1, int(train_set.n_edges[systems].sum()))
-    flops = cost.flops * edges_per_step / n_edges
-    found = Batch(len(systems), topology.n_atoms, topology.main.n_edges, micro_batches)
+    steps = _steps(plan, world_size)
+    batch, topology = recipe.prepare(steps.largest)
+    cost = _cost(config, recipe, steps.largest, (batch, topology))
+    found = Batch(len(steps.largest), topology.n_atoms, topology.main.n_edges, steps.micro_batches)
     n_parameters = _n_parameters(config)
-    working = max(cost.peak_bytes, _validation(config, recipe))
+    working = max(cost.peak_bytes, _validation(config, recipe, data.val, costs))
     chosen = device or cpu()
+    flops = cost.flops * steps.work / max(1, steps.work_of_largest)
     return Estimate(
         n_parameters=n_parameters,
         world_size=world_size,
         zero_stage=config.parallel.zero_stage,
+        precision=config.precision,
         batch=found,
-        memory=_memory(config, n_parameters * _FLOAT, world_size, working, micro_batches)
-        | _process(device, working),
+        memory=_memory(config, n_parameters * _FLOAT, world_size, working, steps.micro_batches)
+        | _process(device, working, topology.main.n_edges * config.model.edge_dim * _FLOAT),
         flops_per_step=flops,
         steps=config.steps,
-        steps_per_epoch=loader.steps_per_epoch,
+        steps_per_epoch=steps.per_epoch,
         seconds_per_step=flops / world_size / _rate(chosen, config.precision),
         device=chosen,
     )
 
 
-def _largest(loader: TrainLoader, world_size: int) -> tuple[Any, int, float]:
-    """Rank 0's largest micro-batch, the most micro-batches of a step, and the mean edges of a step over all ranks.
+@dataclass(frozen=True)
+class _Steps:
+    """What the plan of the first steps says."""
 
-    Rank 0 gets the largest micro-batch of every step.
-    """
-    plan, order = loader.plan, loader.plan.epoch_order(0)
-    largest, most, most_edges, total = None, 1, -1, 0.0
-    steps = min(_PLANNED_STEPS, loader.steps_per_epoch)
-    for step in range(steps):
-        planned = plan.step(step, order, 0, world_size)
-        most = max(most, len(planned.micro_batches))
-        for systems in planned.micro_batches:
-            edges = int(plan.n_edges[systems].sum())
-            if edges > most_edges:
-                largest, most_edges = systems, edges
-    sample = order[: min(len(order), 100_000)]
-    total = float(np.mean(plan.n_edges[sample], dtype=np.float64)) * len(order) / loader.steps_per_epoch
+    largest: Any
+    """The systems of rank 0's largest micro-batch; rank 0 gets the largest of every step."""
+    micro_batches: int
+    """The most of a step."""
+    work: float
+    """Of an average step, over all ranks, in the unit that is balanced."""
+    work_of_largest: int
+    per_epoch: int
+
+
+def _steps(plan: TrainPlan, world_size: int) -> _Steps:
+    work_of, length = plan.batching.work.of, plan.draws.per_epoch
+    largest, most_work, most, total, drawn, n_steps = None, -1, 1, 0, 0, 0
+    for step in islice(plan.steps(), _PLANNED_STEPS):
+        if step.drawn > length and n_steps:  # one epoch has them all
+            break
+        n_steps, drawn = n_steps + 1, step.drawn
+        total += int(work_of(step.rows).sum())
+        share = plan.share(step, 0, world_size)
+        most = max(most, len(share.micro_batches))
+        for systems in share.micro_batches:
+            work = int(work_of(plan.rows(systems)).sum())
+            if work > most_work:
+                largest, most_work = systems, work
     assert largest is not None
-    return largest, most, total
+    return _Steps(largest, most, total / n_steps, most_work, -(-n_steps * length // drawn))
 
 
 def _cost(config: TrainConfig, recipe: Recipe, systems: Any, whole: tuple[Any, Topology]) -> StepCost:
@@ -173,10 +194,9 @@ def _cost(config: TrainConfig, recipe: Recipe, systems: Any, whole: tuple[Any, T
     Quadruplets that are summed in blocks take as many operations as there are blocks; there one and two systems are
     computed and the line through them is followed.
     """
-    normalization = Normalization() if config.normalization == "fit" else config.normalization
+    normalization = Normalization()
     streamed = (
-        config.model.quadruplets is not None
-        and config.model.angular_basis.two_angle == "spherical_harmonics"
+        config.model.quadruplets is not None and config.model.angular_basis.two_angle == "spherical_harmonics"
     )
     if not streamed or len(systems) <= 2:
         return step_cost(config, *whole, normalization)
@@ -194,15 +214,13 @@ def _cost(config: TrainConfig, recipe: Recipe, systems: Any, whole: tuple[Any, T
     return StepCost(follow("kept_bytes"), follow("peak_bytes"), follow("flops"))
 
 
-def _validation(config: TrainConfig, recipe: Recipe) -> int:
+def _validation(config: TrainConfig, recipe: Recipe, val: dict[str, Dataset], costs: Costs) -> int:
     """The most bytes that a validation batch needs at one time; 0 without validation."""
     largest = 0
-    for dataset in open_validation_sets(config.data).values():
-        batches = plan_evaluation(
-            np.ascontiguousarray(dataset.n_edges), 0, 1, config.data.eval_batch_size, config.data.max_edges
-        )
+    for dataset in val.values():
         own = Recipe(dataset, recipe.graph, recipe.max_atomic_number)
-        largest = max(largest, validation_bytes(config, *own.prepare(batches[0])))
+        first = next(iter(EvalLoader(own, eval_batching(config.data, costs))))  # the largest comes first
+        largest = max(largest, validation_bytes(config, first.batch, first.topology))
     return largest
 
 
@@ -215,10 +233,10 @@ def _memory(
     bucket = min(REDUCE_BUCKET * _FLOAT, weights)
     if stage == 0:
         optimizer, own, buffers = moments, weights, 0
-        gradients, stepping = weights, 2 * weights
-    elif stage in (1, 2):
+        gradients, stepping = weights, 3 * weights
+    elif stage in (1, 2):  # a rank's whole gradient is there before any of it is exchanged
         optimizer, own = int((moments + weights) * share), weights
-        buffers, gradients, stepping = bucket, int(weights * share), int(3 * weights * share)
+        buffers, gradients, stepping = bucket, weights, weights + int(max(2, 3 * share) * weights)
     else:
         optimizer, own = int((moments + 2 * weights) * share), int(weights * share)
         buffers, gradients, stepping = bucket, int(weights * share), int(weights + 3 * weights * share)
@@ -233,11 +251,17 @@ def _memory(
     }
 
 
-def _process(device: Device | None, working: int) -> dict[str, int]:
+def _process(device: Device | None, working: int, tensor: int) -> dict[str, int]:
+    """What is not in tensors; tensor: bytes of a typical one."""
     if device is None:
-        import deepspeed  # noqa: F401  (what a training process has loaded)
+        import_deepspeed()
+        from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (what a training process has loaded)
 
-        return {"process and libraries": _resident()}
+        lost = int((_HEAP_FRAGMENTATION - 1) * working) if tensor < _OWN_MAPPING else 0
+        return {
+            "process and libraries": _resident() + _CPU_PROCESS,
+            "gaps between tensors": lost,
+        }
     return {"context and allocator": _GPU_PROCESS + int((_GPU_FRAGMENTATION - 1) * working)}
 
 
@@ -257,6 +281,53 @@ def _n_parameters(config: TrainConfig) -> int:
         return sum(parameter.numel() for parameter in GemNet(config.model).parameters())
 
 
+def device_named(name: str | None) -> Device | None:
+    """The GPU of this name; without a name that of this machine, None if it has none. Raises RequestError."""
+    if name is not None:
+        if name not in GPUS:
+            raise RequestError(f"the GPU {name!r} is not known; known are {', '.join(GPUS)}")
+        return GPUS[name]
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(0)
+    for gpu in GPUS.values():
+        if gpu.name.split("-")[0] in found.name and abs(found.total_memory / (gpu.memory or 1) - 1) < 0.1:
+            return gpu
+    raise RequestError(
+        f"this machine's {found.name} is not known; name a similar one with --gpu: {', '.join(GPUS)}"
+    )
+
+
+def as_text(found: Estimate) -> str:
+    """The estimate for people, several lines."""
+    batch, gigabyte = found.batch, 1e9
+    ranks = "1 rank" if found.world_size == 1 else f"each of {found.world_size} ranks"
+    lines = [
+        f"largest micro-batch: {batch.n_systems} systems, {batch.n_atoms:,} atoms, {batch.n_edges:,} edges; "
+        f"at most {batch.micro_batches} micro-batch(es) per step and rank",
+        f"memory of {ranks} under ZeRO-{found.zero_stage}, {found.n_parameters:,} parameters:",
+        *(f"  {name:<28}{size / gigabyte:8.3f} GB" for name, size in found.memory.items()),
+        f"  {'total':<28}{found.total_bytes / gigabyte:8.3f} GB",
+    ]
+    if found.device.memory is not None:
+        verdict = "fits on" if found.fits else "DOES NOT FIT on"
+        lines[-1] += f", {verdict} {found.device.name} ({found.device.memory / gigabyte:.0f} GB)"
+    unit = "GPU hours" if found.device.memory is not None else "hours of this CPU"
+    return "\n".join(
+        [
+            *lines,
+            f"time on {found.world_size} x {found.device.name}: {found.flops_per_step / 1e12:.3g} TFLOP and "
+            f"{found.seconds_per_step:.3g} s per step",
+            f"  one epoch ({found.steps_per_epoch:,} steps): {found.device_hours_per_epoch:,.3g} {unit}",
+            f"  the run ({found.steps:,} steps): {found.device_hours:,.3g} {unit}, {found.hours:,.3g} h by the clock, "
+            "validation left out",
+            f"assumed: a step reaches {_share(found.device, found.precision):.0%} of the "
+            + ("peak that the maker states" if found.device.memory else "rate of a single matrix product")
+            + f" ({found.device.tflops[found.precision]:.3g} TFLOP/s, precision: {found.precision})",
+        ]
+    )
+
+
 def cpu() -> Device:
     """This machine's CPU, with the rate at which it multiplies matrices just now."""
     x, w = torch.randn(2048, 512), torch.randn(512, 512)
@@ -272,7 +343,10 @@ def cpu() -> Device:
 _CPU_SHARE = 0.6
 
 
+def _share(device: Device, precision: str) -> float:
+    return _CPU_SHARE if device.memory is None else SHARE_OF_PEAK[precision]
+
+
 def _rate(device: Device, precision: str) -> float:
     """Operations per second that a step is assumed to reach."""
-    share = _CPU_SHARE if device.memory is None else SHARE_OF_PEAK[precision]
-    return device.tflops[precision] * share * 1e12
+    return device.tflops[precision] * _share(device, precision) * 1e12

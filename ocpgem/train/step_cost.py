@@ -1,11 +1,12 @@
 """What one training step costs, found by taking it with tensors that have a size and no content."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from ocpgem.graph.topology import Topology
 from ocpgem.models.potential import Normalization, Potential
@@ -26,11 +27,32 @@ class StepCost:
     """Operations of all matrix products; a multiplication and an addition are two."""
 
 
+class _Counter(LiveMemory):
+    """Counts operations as well. torch's FlopCounterMode would keep what checkpointing is to free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        counts = flop_registry.get(func.overloadpacket)
+        if counts is not None:
+            self.flops += counts(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
 def step_cost(config: TrainConfig, batch: Any, topology: Topology, normalization: Normalization) -> StepCost:
     """The cost of a training step of `config` on a batch; takes seconds and hardly any memory for any model.
 
-    The model, its loss and their gradients are run as they are, with torch's fake tensors, so whatever the model does is
-    counted. Sums over segments count as torch's own operations, whichever library will do them.
+    The model, its loss and their gradients are run as they are, with torch's fake tensors, so whatever the model does
+    is counted. Sums over segments count as torch's own operations, whichever library will do them.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         potential = Potential(config.model, normalization)
@@ -38,12 +60,11 @@ def step_cost(config: TrainConfig, batch: Any, topology: Topology, normalization
         potential.model.checkpoint_activations = config.activation_checkpointing
         potential.train()
         counts = GlobalCounts(topology.n_systems, topology.n_atoms)
-        memory, flops = LiveMemory(), FlopCounterMode(display=False)
-        with flops, memory:
+        with _Counter() as memory:
             loss = loss_share(potential(batch, topology), batch, config.loss, normalization, counts)
             kept = memory.now
             loss.backward()
-    return StepCost(kept, memory.peak, flops.get_total_flops())
+    return StepCost(kept, memory.peak, memory.flops)
 
 
 def validation_bytes(config: TrainConfig, batch: Any, topology: Topology) -> int:

@@ -102,7 +102,7 @@ class GemNet(nn.Module):
     def _block(
         self, number: int, h: Tensor, m: Tensor, basis: Basis, topology: Topology
     ) -> tuple[Tensor, Tensor]:
-        block = self.blocks[number]
+        block: Any = self.blocks[number]
         if not self.checkpoint_activations:
             return block(h, m, basis, topology)
         x, h = self._call(block.interact, h, m, basis, topology)

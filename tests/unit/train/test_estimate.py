@@ -1,0 +1,120 @@
+"""What a run is said to need before it is started, against what it does need."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ocpgem.config import load_config
+from ocpgem.data.lmdb_store import write_dataset
+from ocpgem.errors import RequestError
+from ocpgem.train.config import TrainConfig
+from ocpgem.train.estimate import GPUS, as_text, device_named, estimate
+from tests.tiny_runs import (
+    clean_environment,
+    command,
+    listing,
+    random_systems,
+    run_main,
+    tiny_config,
+    tiny_settings,
+    write_settings,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("estimate")
+    write_dataset(folder / "train", random_systems(96))
+    return folder
+
+
+def peak_of(words: list[str]) -> int:
+    """Bytes that a process held at most."""
+    process = subprocess.Popen(command(*words), env=clean_environment(), stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return usage.ru_maxrss * 1024
+
+
+@pytest.mark.slow  # trains and estimates in processes of their own, whose memory nothing else has touched
+def test_the_memory_is_that_of_the_run_within_15_percent(data: Path, tmp_path: Path) -> None:
+    settings = tiny_settings(
+        data / "train",
+        steps=3,
+        scale_factors={"batches": 1},
+        data={"batch_size": 96},
+        model={"edge_dim": 320, "atom_dim": 64},
+    )
+    config = write_settings(tmp_path / "config.yml", settings)
+    measured = peak_of(["train", str(config), "--run-dir", str(tmp_path / "run")])
+    code = (
+        "import sys; from pathlib import Path; from ocpgem.config import load_config\n"
+        "from ocpgem.train.config import TrainConfig; from ocpgem.train.estimate import estimate\n"
+        "found = estimate(load_config(Path(sys.argv[1]), (), TrainConfig))\n"
+        "print(found.total_bytes, found.memory['activations and gradients'])"
+    )
+    program = [sys.executable, "-c", code, str(config)]
+    done = subprocess.run(program, env=clean_environment(), capture_output=True, text=True, check=True)
+    total, activations = map(int, done.stdout.split())
+    assert activations > 0.3 * measured, "it would be no test if libraries were all"
+    assert total == pytest.approx(measured, rel=0.15)
+
+
+def test_memory_is_divided_as_the_zero_stage_says(data: Path) -> None:
+    def memory(stage: int, ranks: int) -> dict[str, int]:
+        config = tiny_config(data / "train", parallel={"zero_stage": stage}, data={"batch_size": 16})
+        return estimate(config, ranks, GPUS["A100-80GB"]).memory
+
+    nothing, states, all_of_it = memory(0, 4), memory(1, 4), memory(3, 4)
+    weights = nothing["weights"]
+    assert states["weights"] == weights
+    assert nothing["optimiser state"] == 3 * weights
+    assert states["optimiser state"] == weights  # three moments and a copy, on four ranks
+    assert all_of_it["weights"] == weights // 4
+    assert states["activations and gradients"] < memory(1, 1)["activations and gradients"] / 3
+
+
+def test_checkpointing_and_bf16_need_less(data: Path) -> None:
+    def bytes_of(**changes: object) -> int:
+        wide = {"edge_dim": 128, "atom_dim": 64, "n_blocks": 2}
+        config = tiny_config(data / "train", data={"batch_size": 8}, model=wide, **changes)
+        return estimate(config, 1, GPUS["H100-80GB"]).memory["activations and gradients"]
+
+    plain = bytes_of()
+    assert bytes_of(activation_checkpointing=True) < 0.7 * plain
+    assert bytes_of(precision="bf16") < 0.9 * plain
+
+
+def test_hours_follow_from_steps_ranks_and_the_device(data: Path) -> None:
+    config = tiny_config(data / "train", steps=600, data={"batch_size": 8})
+    one, two = estimate(config, 1, GPUS["A100-80GB"]), estimate(config, 2, GPUS["A100-80GB"])
+    assert one.steps_per_epoch == 12
+    assert one.device_hours == pytest.approx(50 * one.device_hours_per_epoch)
+    assert two.device_hours == pytest.approx(one.device_hours, rel=0.2)
+    assert two.hours == pytest.approx(two.device_hours / 2)
+    assert one.flops_per_step > 0
+    assert "GPU hours" in as_text(one)
+    assert "fits on A100-80GB" in as_text(one)
+
+
+def test_an_unknown_gpu_is_named_with_those_that_are_known() -> None:
+    with pytest.raises(RequestError, match="'A1000' is not known; known are V100-32GB"):
+        device_named("A1000")
+
+
+@pytest.mark.slow  # starts the command line
+def test_a_dry_run_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
+    config = write_settings(tmp_path / "config.yml", tiny_settings(data / "train"))
+    before = listing(tmp_path)
+    done = run_main("train", config, "--dry-run", "--nproc", 4, "--gpu", "H100-80GB", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "each of 4 ranks" in done.stdout
+    assert listing(tmp_path) == before
+    wrong = run_main("train", config, "--gpu", "H100-80GB", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "--gpu belongs to --dry-run" in wrong.stderr
+    assert load_config(config, (), TrainConfig).steps == 6
