@@ -22,6 +22,7 @@ from ocpgem.evaluate.open_model import (
     apply,
     device_of,
     graphs_of,
+    has_forces,
     heaviest_element,
     load,
     referenced_elements,
@@ -180,8 +181,7 @@ def _in_precision(model: Model, precision: str | None) -> Model:
 
 def _properties(model: Model) -> list[str]:
     names = ["energy", "free_energy", "charges"]
-    has_forces = bool(model.config.forces != "none") if isinstance(model, Potential) else model.has_forces
-    if has_forces:
+    if has_forces(model):
         names.append("forces")
     if isinstance(model, Potential) and model.config.extensive:
         names.append("energies")

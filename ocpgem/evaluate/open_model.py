@@ -78,6 +78,11 @@ def referenced_elements(model: Model) -> tuple[int, ...] | None:
     return tuple(sorted(set.intersection(*used))) if used else None
 
 
+def has_forces(model: Model) -> bool:
+    """Whether a model predicts forces."""
+    return model.has_forces if isinstance(model, Combined) else model.config.forces != "none"
+
+
 def device_of(model: Model) -> torch.device:
     """Where a model computes."""
     return next(model.parameters()).device

@@ -87,6 +87,7 @@ def relax_dataset(
     system that cannot be computed as it is given, StoppedError after a signal; what is finished is kept in any case.
     """
     task = task or RelaxTask()
+    surface = surface or PotentialSurface(model)
     costs = _costs(model, dataset, task)
     with _only_writer(out):
         earlier = _open_together(out, _request(model, dataset, task))
@@ -97,7 +98,6 @@ def relax_dataset(
         members = (Member(index, dataset[index], int(costs[index])) for index in mine.tolist())
         try:
             name_of = _trajectory_names(dataset)
-            surface = surface or PotentialSurface(model)
             _relax_share(_Share(surface, members, len(mine), out, name_of), task, finished)
         except OcpgemError as caught:
             error = caught

@@ -19,16 +19,13 @@ def relaxed_scores(predictions: PredictionSet) -> dict[str, float]:
     if predictions.energy_true is not None:
         found |= score(dataclasses.replace(predictions, forces=None))
     distances = mean_distances(predictions)
-    if distances is not None and len(distances):
+    if distances is not None:
         found[ADWT] = float((distances[:, None] < THRESHOLDS).mean())
     return found
 
 
 def mean_distances(predictions: PredictionSet) -> Floats | None:
-    """The mean distance [m] in A of free atoms from where they should be, by the nearest image; None without labels.
-
-    Systems without a free atom are left out.
-    """
+    """The mean distance [n] in A of all atoms from where they should be, by the nearest image; None without labels."""
     from ase.geometry import find_mic
 
     if predictions.pos is None or predictions.pos_true is None:
@@ -39,9 +36,7 @@ def mean_distances(predictions: PredictionSet) -> Floats | None:
     means = []
     for place, (end, count) in enumerate(zip(ends, predictions.natoms, strict=True)):
         mine = slice(end - count, end)
-        free = ~predictions.fixed[mine]
-        if free.any():
-            away = (predictions.pos[mine] - predictions.pos_true[mine])[free]
-            cell, pbc = predictions.cell[place].astype(float), predictions.pbc[place]
-            means.append(float(find_mic(away, cell, pbc)[1].mean()))
+        away = predictions.pos[mine] - predictions.pos_true[mine]
+        cell, pbc = predictions.cell[place].astype(float), predictions.pbc[place]
+        means.append(float(find_mic(away, cell, pbc)[1].mean()))
     return np.array(means)

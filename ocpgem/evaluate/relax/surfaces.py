@@ -18,6 +18,7 @@ from ocpgem.evaluate.open_model import (
     apply,
     device_of,
     graphs_of,
+    has_forces,
     heaviest_element,
     referenced_elements,
 )
@@ -72,6 +73,9 @@ class PotentialSurface:
     """
 
     def __init__(self, model: Model, skin: float = DEFAULT_SKIN) -> None:
+        """skin: A. Raises RequestError for a model without forces."""
+        if not has_forces(model):
+            raise RequestError("this model predicts energies only; a relaxation needs a model with forces")
         self._model = model.eval()
         self._skin = skin
         self._specs = graphs_of(model)
@@ -80,7 +84,7 @@ class PotentialSurface:
         self.device, self._dtype = device_of(model), next(model.parameters()).dtype
 
     def __call__(self, members: Sequence[Member], pos: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Surface`; raises RequestError for a model without forces."""
+        """As `Surface`."""
         if len(members) != len(self._members) or any(map(operator.is_not, members, self._members)):
             bare = [_without_labels(member.system) for member in members]
             self._batch = collate(
@@ -92,8 +96,7 @@ class PotentialSurface:
         topologies = [concat(each).to(self.device, non_blocking=True) for each in zip(*edges, strict=True)]
         self._batch.pos = seen
         predictions = apply(self._model, self._batch, topologies)
-        if predictions.forces is None:
-            raise RequestError("this model predicts energies only; a relaxation needs a model with forces")
+        assert predictions.forces is not None, "the model has forces"
         return predictions.energy.double(), predictions.forces.detach().double()
 
     def _edges(self, members: Sequence[Member], pos: Tensor) -> list[list[SystemEdges]]:
