@@ -3,13 +3,15 @@
     python datasets/demo.py --out data/demo
     python benchmarks/relaxation.py minima                # 100 demo systems, EMT behind the same interface
     python benchmarks/relaxation.py throughput            # one system after another with ASE, and batches; a GemNet
-    python benchmarks/relaxation.py table                 # write results/relaxation.md from what was measured
+    python benchmarks/relaxation.py skin                  # neighbour lists along relaxations
+    python benchmarks/relaxation.py table                 # write results/relaxation_table.md from what was measured
 
 `minima` relaxes the first 100 demo relaxations (data/demo/is2re/train) to 0.01 eV/A with ASE's LBFGS, BFGSLineSearch
 and FIRE and with ours, compares the energies they end at, and counts force calls and seconds. What is done is kept in
 --work, so that an interrupted run goes on. `throughput` computes a fixed number of L-BFGS steps of systems of three
 sizes with a GemNet-dT of the size of configs/quickstart.yml (random weights: the speed does not depend on them), with
-the ASE calculator one by one and with batches of 1 to 32. Everything runs on one core.
+the ASE calculator one by one and with batches of 1 to 32. `skin` times the neighbour lists (6 A) of a hundred steps of
+EMT relaxations for several skins. Everything runs on one core.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from ocpgem.data.system import System
 from ocpgem.evaluate.relax.loop import Relaxation, RelaxSettings
 from ocpgem.evaluate.relax.optimizers import FireSettings, LbfgsSettings
 from ocpgem.evaluate.relax.surfaces import AseSurface, Member, PotentialSurface
+from ocpgem.graph.skin import SkinList
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.potential import Normalization, Potential
 
@@ -179,6 +182,26 @@ def measure_throughput(args: argparse.Namespace) -> None:
     keep(args, "throughput", rows)
 
 
+def measure_skin(args: argparse.Namespace) -> None:
+    """Milliseconds per step of the neighbours along the ways of some relaxations."""
+    dataset = open_dataset(args.data, 8)
+    run = Relaxation(AseSurface(EMT), RelaxSettings(1e-3, 100, record_every=1))
+    ways = list(run.run(Member(i, dataset[i]) for i in range(len(dataset))))
+    rows = []
+    for skin in (0.0, 0.3, 0.6, 1.0, 1.5):
+        seconds, searches, steps = 0.0, 0, 0
+        for way in ways:
+            lists = SkinList(6.0, skin)
+            started = time.process_time()
+            for frame in way.frames:
+                lists.neighbors(frame.pos, way.system.cell, way.system.pbc)
+            seconds += time.process_time() - started
+            searches += lists.n_searches
+            steps += len(way.frames)
+        rows.append({"skin": skin, "ms": 1000 * seconds / steps, "searches": searches / steps})
+    keep(args, "skin", rows)
+
+
 def small_cluster(seed: int) -> System:
     """Nine atoms without periodic images."""
     from ase.build import molecule
@@ -221,6 +244,14 @@ def write_table(args: argparse.Namespace) -> None:
             gain = row["seconds"]["ASE, one by one"] / row["seconds"]["batch 32"]
             lines.append(f"| {row['systems']} | {row['atoms']:.0f} | {cells} | {gain:.1f} |")
         lines.append("")
+    skins = kept(args, "skin")
+    if skins:
+        lines += [
+            "## Neighbours within 6 A along EMT relaxations of 100 steps", "",
+            "| skin, A | ms per step | searches per step |", "|---|---|---|",
+        ]  # fmt: skip
+        lines += [f"| {row['skin']} | {row['ms']:.2f} | {row['searches']:.2f} |" for row in skins]
+        lines.append("")
     text = "\n".join(lines)
     (RESULTS / "relaxation_table.md").write_text(text)
     print(text)
@@ -235,13 +266,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["minima", "throughput", "table"])
+    parser.add_argument("what", choices=["minima", "throughput", "skin", "table"])
     parser.add_argument("--data", type=Path, default=Path("data/demo/is2re/train"))
     parser.add_argument("--systems", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("data/relaxation_benchmark"))
     args = parser.parse_args()
-    {"minima": measure_minima, "throughput": measure_throughput, "table": write_table}[args.what](args)
+    work = {
+        "minima": measure_minima,
+        "throughput": measure_throughput,
+        "skin": measure_skin,
+        "table": write_table,
+    }
+    work[args.what](args)
 
 
 if __name__ == "__main__":

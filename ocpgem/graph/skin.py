@@ -9,7 +9,7 @@ from ocpgem.errors import RequestError
 from ocpgem.graph.neighbors import MIN_DISTANCE, NeighborList, neighbor_search
 
 Floats = NDArray[np.float64]
-DEFAULT_SKIN = 0.6  # A; of 0.3, 0.6 and 1.0 the fastest for relaxations (benchmarks/results/relaxation.md)
+DEFAULT_SKIN = 0.6  # A; of 0.3 to 1.5 none is faster in relaxations (benchmarks/results/relaxation_table.md)
 _ROUNDING = 1e-9  # A, by which a displacement may be underestimated
 
 
