@@ -13,6 +13,7 @@ from ocpgem.commands import (
     data,
     evaluation,
     information,
+    leaderboard,
     relaxation,
     released,
     training,
@@ -112,7 +113,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ocpgem {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (training, evaluation, relaxation, data, released, cluster, comparison, information):
+    for group in (
+        training,
+        evaluation,
+        relaxation,
+        leaderboard,
+        data,
+        released,
+        cluster,
+        comparison,
+        information,
+    ):
         group.add_commands(commands)
     return parser
 

@@ -11,13 +11,14 @@ from ocpgem.commands.arguments import (
     require_parent,
     several_models_arguments,
 )
-from ocpgem.commands.output import print_metrics
-from ocpgem.errors import RequestError
+from ocpgem.commands.output import make_console, print_metrics
+from ocpgem.errors import DataError, RequestError
 
 if TYPE_CHECKING:
     from ocpgem.data.dataset import Dataset
+    from ocpgem.evaluate.metrics import Scores
     from ocpgem.evaluate.open_model import Model
-    from ocpgem.evaluate.predict import Effort
+    from ocpgem.evaluate.predict import Effort, Task
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -32,7 +33,11 @@ def add_commands(commands: Subparsers) -> None:
         metavar="[NAME=]PATH",
         help="data set; may be repeated (default: the validation sets of the run)",
     )
-    evaluate.add_argument("--json", type=Path, help="also write the metrics to this file")
+    for kind, what in (("json", "JSON"), ("csv", "CSV"), ("markdown", "Markdown")):
+        evaluate.add_argument(
+            f"--{kind}", type=Path, metavar="FILE", help=f"also write the metrics as {what}"
+        )
+    _task_argument(evaluate)
     inference_arguments(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
@@ -48,6 +53,7 @@ def add_commands(commands: Subparsers) -> None:
         help="ocp: free atoms in float16, as the first leaderboard host; hub: all atoms, as the present host; "
         "raw: all atoms, nothing cast, with the labels (default: ocp)",
     )
+    _task_argument(predict)
     inference_arguments(predict)
     predict.set_defaults(command=_predict)
 
@@ -58,43 +64,101 @@ def add_commands(commands: Subparsers) -> None:
     report.set_defaults(command=_report)
 
 
+def _task_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--task",
+        choices=["s2ef", "is2re"],
+        help="s2ef: energy and forces of each structure; is2re: the energy of its relaxed structure, directly "
+        "(default: is2re for a model without forces on data that hold relaxed energies, else s2ef)",
+    )
+
+
 def _evaluate(args: argparse.Namespace) -> int:
-    from ocpgem.evaluate.predict import evaluate
+    from ocpgem.evaluate.predict import evaluate_sets, remove_parts
     from ocpgem.parallel import group
 
+    files = [file for file in (args.json, args.csv, args.markdown) if file is not None]
+    for file in files:
+        require_parent(file)
     sets = _named_data(args)
-    if args.json is not None:
-        require_parent(args.json)
     potential = _load_for_inference(args)
-    results = {
-        name: evaluate(potential, dataset, _effort(args), label=f"evaluate {name}")
-        for name, dataset in sets.items()
-    }
+    tasks = {name: _task(args, potential, dataset) for name, dataset in sets.items()}
+    sets = {name: _labelled(dataset, tasks[name]) for name, dataset in sets.items()}
+    scores = evaluate_sets(potential, sets, _effort(args), keep=files[0] if files else None)
     if group.is_main():
-        print_metrics(results, f"{args.checkpoint}")
-        if args.json is not None:
-            from ocpgem.evaluate.tables import write_json
-
-            write_json(results, args.json)
-            print(f"metrics written to {args.json}")
+        _show_scores(scores, args)
+        if files:
+            remove_parts(files[0], sets)
     group.shutdown()
     return 0
+
+
+def _show_scores(scores: "dict[str, Scores]", args: argparse.Namespace) -> None:
+    """Print the table of the metrics and write it to the files that were asked for."""
+    from ocpgem.evaluate import tables
+    from ocpgem.files import write_text
+
+    results = {name: each.values for name, each in scores.items()}
+    intervals = tables.intervals_of(scores)
+    title = " + ".join(map(str, [args.checkpoint, *args.ensemble]))
+    if args.forces_from:
+        title += f", forces of {' + '.join(map(str, args.forces_from))}"
+    make_console().print(tables.metrics_table(results, title, intervals))
+    contents = (
+        (args.json, lambda: tables.as_json(results, scores)),
+        (args.csv, lambda: tables.as_csv(results, intervals)),
+        (args.markdown, lambda: tables.as_markdown(results, title, intervals)),
+    )
+    for path, content in contents:
+        if path is not None:
+            write_text(path, content())
+            print(f"metrics written to {path}")
 
 
 def _predict(args: argparse.Namespace) -> int:
     from ocpgem.data.open import open_dataset
     from ocpgem.evaluate.predict import predict
+    from ocpgem.evaluate.provenance import record_of
     from ocpgem.parallel import group
 
     dataset = open_dataset(args.data)
     potential = _load_for_inference(args)
-    done = predict(potential, dataset, args.out, args.dialect, _effort(args))
+    task = _task(args, potential, dataset)
+    record = record_of(potential, [args.checkpoint, *args.ensemble, *(args.forces_from or [])], dataset, task)
+    dataset = _labelled(dataset, task)
+    done = predict(potential, dataset, args.out, args.dialect, _effort(args), task=task, provenance=record)
     if group.is_main():
+        if done.n_resumed:
+            print(f"{done.n_resumed} systems were done before")
         if done.metrics is not None:
             print_metrics({args.data.name: done.metrics}, f"{args.checkpoint}")
         print(f"{done.n_systems} systems written to {done.path}")
     group.shutdown()
     return 0
+
+
+def _task(args: argparse.Namespace, model: "Model", dataset: "Dataset") -> "Task":
+    """What to predict: as asked for, else what fits the model and the data."""
+    from ocpgem.evaluate.open_model import has_forces
+
+    if args.task is not None:
+        return "is2re" if args.task == "is2re" else "s2ef"
+    return "is2re" if not has_forces(model) and dataset[0].energy_relaxed is not None else "s2ef"
+
+
+def _labelled(dataset: "Dataset", task: "Task") -> "Dataset":
+    """The data with the labels of the task; energies of unrelaxed structures are none of is2re."""
+    if task == "s2ef":
+        return dataset
+    from ocpgem.data.labels import Relabelled
+
+    first = dataset[0]
+    if first.energy_relaxed is None and first.energy is not None:
+        raise DataError(
+            f"{first.where} has an energy but no relaxed one (energy_relaxed), so it cannot be scored as is2re; "
+            "--task s2ef compares with the energy of the structure itself"
+        )
+    return dataset if first.energy_relaxed is None else Relabelled(dataset, relaxed=True)
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Models from wherever they are: run directories, model files, released checkpoints, the catalogue; one or several."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +94,20 @@ def apply(model: Model, batch: object, topologies: Sequence[Topology]) -> Predic
     with torch.no_grad():  # gradient forces switch recording on inside forward
         predictions: Predictions = model(batch, topologies if isinstance(model, Combined) else topologies[0])
     return predictions
+
+
+def fingerprint(model: Model) -> str:
+    """SHA-256 of all weights and settings of a model."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(key.encode() + flat.view(torch.uint8).numpy().tobytes())
+    for part in model.modules():
+        if isinstance(part, Potential):
+            digest.update(f"{part.config!r} {part.normalization!r}".encode())
+    if isinstance(model, Combined):
+        digest.update(model.description.encode())
+    return digest.hexdigest()
 
 
 def cache_folder() -> Path:

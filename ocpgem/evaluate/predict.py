@@ -4,21 +4,22 @@ Every record is computed exactly once. An unusable record or a prediction that i
 with one and the same error, and no file is written.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ocpgem.data.cost import SYSTEMS, Batching, Budget, systems_per_batch
-from ocpgem.data.dataset import Dataset
+from ocpgem.data.dataset import Dataset, Subset
 from ocpgem.data.loader import EvalBatch, EvalLoader, Recipe, WorkerSettings
 from ocpgem.errors import DataError, OcpgemError
 from ocpgem.evaluate.edge_cost import agreed_edge_cost
-from ocpgem.evaluate.metrics import S2EFMetrics, check_finite
+from ocpgem.evaluate.metrics import S2EFMetrics, Scores, check_finite
 from ocpgem.evaluate.open_model import (
     Model,
     apply,
@@ -27,7 +28,14 @@ from ocpgem.evaluate.open_model import (
     heaviest_element,
     referenced_elements,
 )
-from ocpgem.evaluate.prediction_set import PredictionSet, check_target, join, write_predictions
+from ocpgem.evaluate.parts import Parts, plan_of
+from ocpgem.evaluate.prediction_set import (
+    PredictionSet,
+    check_target,
+    join,
+    metrics_of,
+    write_predictions,
+)
 from ocpgem.evaluate.progress import systems_progress
 from ocpgem.graph.spec import GraphSpec
 from ocpgem.models.potential import Predictions
@@ -53,6 +61,11 @@ class Effort:
     progress: "bool | Progress" = True
 
 
+Array = NDArray[Any]
+Task = Literal["s2ef", "is2re"]
+"""What is predicted: energy and forces of the structure, or the energy of the relaxed structure."""
+
+
 @dataclass(frozen=True)
 class PredictionReport:
     """What was written, and how good it is where the data have labels."""
@@ -60,6 +73,8 @@ class PredictionReport:
     path: Path
     n_systems: int
     metrics: dict[str, float] | None
+    n_resumed: int = 0
+    """Systems that an earlier, interrupted call had done."""
 
 
 def evaluate(
@@ -70,17 +85,32 @@ def evaluate(
     The potential is used where its parameters are and returns to training mode if it was in it. Raises
     DataError naming the record that cannot be used, lacks its energy, or is predicted as NaN.
     """
-    metrics = S2EFMetrics()
-    error: OcpgemError | None = None
-    try:
-        with closing(outputs(potential, dataset, effort or Effort(), label)) as batches:
-            for item, predictions in batches:
-                metrics.update(predictions, item.batch)
-    except OcpgemError as caught:
-        error = caught
-    group.raise_together(error)
-    metrics.merge_across_ranks()
-    return metrics.result()
+    return _totals(potential, dataset, effort or Effort(), label, None).result()
+
+
+def evaluate_sets(
+    potential: Model, sets: Mapping[str, Dataset], effort: Effort | None = None, keep: Path | None = None
+) -> dict[str, Scores]:
+    """The metrics of several data sets by name, with confidence intervals; every rank returns the same.
+
+    keep: the file that the results will go to. What is interrupted leaves its parts beside it and goes on from there;
+    `remove_parts` is called when the results are written.
+    """
+    scores = {}
+    for name, dataset in sets.items():
+        parts = None if keep is None else _parts_of(keep, name, plan_of(potential, dataset, "evaluate"))
+        scores[name] = _totals(potential, dataset, effort or Effort(), f"evaluate {name}", parts).scores()
+    return scores
+
+
+def remove_parts(keep: Path, names: Iterable[str]) -> None:
+    """Remove what `evaluate_sets` has kept of these data sets beside the file `keep`."""
+    for name in names:
+        _parts_of(keep, name, {}).remove()
+
+
+def _parts_of(keep: Path, name: str, plan: dict[str, Any]) -> Parts:
+    return Parts(keep.with_name(f"{keep.name}.{name.replace('/', '_')}"), plan)
 
 
 def predict(
@@ -90,32 +120,67 @@ def predict(
     dialect: str = "ocp",
     effort: Effort | None = None,
     label: str = "predict",
+    task: Task = "s2ef",
+    provenance: dict[str, Any] | None = None,
 ) -> PredictionReport:
     """Predict every system of `dataset` and write one npz file in a dialect of `prediction_set`.
 
-    Labels play no part in the predictions; where all systems have them, the metrics are computed on the way.
-    Raises RequestError for a path or dialect that cannot be written, and DataError as `evaluate` does.
+    task: is2re takes the energy for that of the relaxed structure and leaves forces out.
+    provenance: kept in a raw file (`provenance.record_of`).
+    Labels play no part in the predictions; where all systems have them, the metrics are computed on the way. What an
+    interrupted call has kept beside the file (`parts`) is used. Raises RequestError for a path or dialect that cannot
+    be written, and DataError as `evaluate` does.
     """
     path = Path(out_path)
     _on_main(lambda: check_target(path, dialect))
-    metrics = S2EFMetrics()
-    parts: list[tuple[Any, PredictionSet]] = []
-    error: OcpgemError | None = None
-    try:
-        with closing(outputs(potential, dataset, effort or Effort(), label)) as batches:
-            for item, predictions in batches:
-                check_finite(predictions.energy, predictions.forces, item.batch, "predictions")
-                if item.batch.get("energy") is not None:
-                    metrics.update(predictions, item.batch)
-                parts.append((item.indices, _to_arrays(predictions, item.batch)))
-    except OcpgemError as caught:
-        error = caught
-    group.raise_together(error)
-    metrics.merge_across_ranks()
-    gathered = group.gather_objects(parts)
-    _on_main(lambda: write_predictions(_in_order(gathered, dataset), path, dialect))
-    result = metrics.result() if metrics.n_systems == len(dataset) else None
-    return PredictionReport(path, len(dataset), result)
+    parts = Parts(path, plan_of(potential, dataset, task))
+    work = _Prediction(parts, task)
+    with parts.claimed() as done:
+        _walk(potential, dataset, done, effort or Effort(), label, work.collect)
+        gathered = group.gather_objects(work.pending)
+
+        def finish() -> None:
+            assert gathered is not None, "only rank 0 holds the predictions"
+            pairs = [pair for part in gathered for pair in part]
+            for part in parts.read():
+                indices = part.pop("indices")
+                pairs.append((indices, PredictionSet(**part)))
+                if np.isin(indices, done).all():
+                    work.score(pairs[-1][1])
+            write_predictions(_in_order(pairs, dataset), path, dialect, provenance)
+            parts.remove()
+
+        _on_main(finish)
+    work.metrics.merge_across_ranks()
+    result = work.metrics.result() if work.metrics.n_frames == len(dataset) else None
+    return PredictionReport(path, len(dataset), result, len(done))
+
+
+class _Prediction:
+    """What this rank has predicted and not yet kept on disk, and the metrics of all of it."""
+
+    def __init__(self, parts: Parts, task: Task) -> None:
+        self.pending: list[tuple[Array, PredictionSet]] = []
+        self.metrics = S2EFMetrics()
+        self._parts, self._task = parts, task
+
+    def collect(self, item: EvalBatch, predictions: Predictions) -> None:
+        """Take the predictions of a batch."""
+        check_finite(predictions.energy, predictions.forces, item.batch, "predictions")
+        if self._task == "is2re":
+            predictions = replace(predictions, forces=None, forces_spread=None)
+        if item.batch.get("energy") is not None:
+            self.metrics.update(predictions, item.batch)
+        self.pending.append((item.indices, _to_arrays(predictions, item.batch)))
+        if self._parts.due():
+            indices = np.concatenate([indices for indices, _ in self.pending])
+            self._parts.keep(indices, join([each for _, each in self.pending]).columns())
+            self.pending.clear()
+
+    def score(self, earlier: PredictionSet) -> None:
+        """Count predictions that an earlier call has kept."""
+        if earlier.energy_true is not None:
+            self.metrics.add(*metrics_of(earlier).totals())
 
 
 def outputs(
@@ -183,14 +248,86 @@ def _to_arrays(predictions: Predictions, batch: "Batch") -> PredictionSet:
         atomic_numbers=array(batch.atomic_numbers).astype(np.uint8),
         forces=array(predictions.forces),
         energy_true=array(batch.get("energy")),
-        forces_true=array(batch.get("forces")),
+        forces_true=array(batch.get("forces")) if predictions.forces is not None else None,
+        tags=array(batch.tags).astype(np.uint8),
+        energy_spread=array(predictions.energy_spread),
+        forces_spread=array(predictions.forces_spread),
     )
 
 
-def _in_order(gathered: list[list[tuple[Any, PredictionSet]]] | None, dataset: Dataset) -> PredictionSet:
+def _totals(
+    potential: Model, dataset: Dataset, effort: Effort, label: str, parts: Parts | None
+) -> S2EFMetrics:
+    """The totals of the metrics over all ranks."""
+    nothing = np.zeros(0, dtype=np.int64)
+    with nullcontext(nothing) if parts is None else parts.claimed() as done:
+        work = _Evaluation(parts)
+        if parts is not None and group.is_main():
+            for part in parts.read():
+                work.metrics.add(part["sids"], part["terms"])
+        _walk(potential, dataset, done, effort, label, work.collect)
+        work.finish()
+        work.metrics.merge_across_ranks()
+    return work.metrics
+
+
+class _Evaluation:
+    """The totals of this rank; of those since the last part, also which systems they are of."""
+
+    def __init__(self, parts: Parts | None) -> None:
+        self.metrics = S2EFMetrics()
+        self._fresh = S2EFMetrics()
+        self._indices: list[Array] = []
+        self._parts = parts
+
+    def collect(self, item: EvalBatch, predictions: Predictions) -> None:
+        """Count a batch."""
+        self._fresh.update(predictions, item.batch)
+        self._indices.append(item.indices)
+        if self._parts is not None and self._parts.due():
+            self._keep(self._parts)
+
+    def finish(self) -> None:
+        """Count what is left."""
+        if self._parts is not None and self._parts.begun and self._indices:
+            self._keep(self._parts)
+        self.metrics.add(*self._fresh.totals())
+
+    def _keep(self, parts: Parts) -> None:
+        sids, terms = self._fresh.totals()
+        parts.keep(np.concatenate(self._indices), {"sids": sids, "terms": terms})
+        self.metrics.add(sids, terms)
+        self._fresh, self._indices = S2EFMetrics(), []
+
+
+def _walk(
+    potential: Model,
+    dataset: Dataset,
+    done: Array,
+    effort: Effort,
+    label: str,
+    collect: Callable[[EvalBatch, Predictions], None],
+) -> None:
+    """Hand every batch of this rank that is not done, and its predictions, to `collect`.
+
+    An error of one rank is that of all.
+    """
+    left = np.setdiff1d(np.arange(len(dataset)), done)
+    if len(left) == 0:
+        return
+    error: OcpgemError | None = None
+    try:
+        remaining = dataset if len(done) == 0 else Subset(dataset, left)
+        with closing(outputs(potential, remaining, effort, label)) as batches:
+            for item, predictions in batches:
+                collect(replace(item, indices=left[item.indices]), predictions)
+    except OcpgemError as caught:
+        error = caught
+    group.raise_together(error)
+
+
+def _in_order(pairs: list[tuple[Array, PredictionSet]], dataset: Dataset) -> PredictionSet:
     """Join what all ranks predicted, in the order of the data set."""
-    assert gathered is not None, "only rank 0 holds the predictions"
-    pairs = [pair for part in gathered for pair in part]
     indices = np.concatenate([indices for indices, _ in pairs])
     order = np.argsort(indices, kind="stable")
     if not np.array_equal(indices[order], np.arange(len(dataset))):

@@ -3,8 +3,9 @@
 Three dialects of one npz file:
 
 - `raw`: everything, uncast, all atoms, in the order of the data set. Keys: ids, sid, fid, natoms [n];
-  energy [n]; chunk_idx [n - 1]; forces [N, 3], fixed, atomic_numbers [N]; energy_true, forces_true where the
-  data have labels. Of a relaxation: pos [N, 3] in A besides, with the energy and forces at those positions,
+  energy [n]; chunk_idx [n - 1]; forces [N, 3], fixed, atomic_numbers, tags [N]; energy_true, forces_true where the
+  data have labels; energy_spread [n], forces_spread [N] of an ensemble.
+  Of a relaxation: pos [N, 3] in A besides, with the energy and forces at those positions,
   and pos_true and energy_true (of the relaxed structure) where the data have them; converged, n_steps [n].
 - `ocp`: what the first host of the Open Catalyst leaderboard takes. Keys: ids ("sid_fid"), energy [n], forces
   of the free atoms, chunk_idx; float16; sorted by id.
@@ -16,6 +17,7 @@ without forces) are identified by "sid", as in IS2RE.
 """
 
 import dataclasses
+import json
 import logging
 import os
 import zipfile
@@ -30,13 +32,15 @@ from numpy.typing import DTypeLike, NDArray
 from torch_geometric.data import Data
 
 from ocpgem.errors import DataError, OcpgemError, RequestError
-from ocpgem.evaluate.metrics import ENERGY_THRESHOLD, S2EFMetrics
+from ocpgem.evaluate.metrics import ALL_METRICS, ENERGY_THRESHOLD, ROW, S2EFMetrics
+from ocpgem.evaluate.positions import mean_distances, share_within
+from ocpgem.files import written_whole
 from ocpgem.models.potential import Predictions
 
 Array = NDArray[Any]
 DialectName = Literal["raw", "ocp", "hub"]
 
-ATOM_KEYS = ("forces", "fixed", "atomic_numbers", "forces_true", "pos", "pos_true")
+ATOM_KEYS = ("forces", "fixed", "atomic_numbers", "forces_true", "pos", "pos_true", "tags", "forces_spread")
 _RAW_REQUIRED = ("sid", "fid", "natoms", "energy", "fixed", "atomic_numbers")
 _LOSS_SHARE = 0.1  # of the energy threshold that a cast may lose before it is worth a warning
 _log = logging.getLogger(__name__)
@@ -64,7 +68,8 @@ class PredictionSet:
     """Predictions of n systems with N atoms, and the labels where there are any.
 
     sid, fid, natoms: [n]; energy, energy_true: [n] eV; forces, forces_true: [N, 3] eV/A, all atoms, system
-    after system; fixed, atomic_numbers: [N]. Of a relaxation: pos, pos_true: [N, 3] A; cell: [n, 3, 3] A and pbc:
+    after system; fixed, atomic_numbers, tags: [N]; energy_spread [n] eV, forces_spread [N] eV/A: how far the members of
+    an ensemble lie from their mean. Of a relaxation: pos, pos_true: [N, 3] A; cell: [n, 3, 3] A and pbc:
     [n, 3], to measure distances with; converged: [n] bool; n_steps: [n].
     """
 
@@ -83,6 +88,9 @@ class PredictionSet:
     pbc: Array | None = None
     converged: Array | None = None
     n_steps: Array | None = None
+    tags: Array | None = None
+    energy_spread: Array | None = None
+    forces_spread: Array | None = None
 
     def __len__(self) -> int:
         return len(self.sid)
@@ -116,6 +124,11 @@ class OtherDialectError(DataError):
 
 def score(predictions: PredictionSet) -> dict[str, float]:
     """The metrics of predictions with labels."""
+    return metrics_of(predictions).result()
+
+
+def metrics_of(predictions: PredictionSet) -> S2EFMetrics:
+    """The totals of the metrics of predictions with labels."""
     columns = {name: torch.from_numpy(value) for name, value in predictions.columns().items()}
     system = torch.arange(len(predictions)).repeat_interleave(columns["natoms"])
     labels = {"energy": columns.get("energy_true"), "forces": columns.get("forces_true")}
@@ -124,7 +137,25 @@ def score(predictions: PredictionSet) -> dict[str, float]:
     )
     metrics = S2EFMetrics()
     metrics.update(Predictions(columns["energy"], columns.get("forces")), batch)
-    return metrics.result()
+    if predictions.pos is not None and predictions.pos_true is not None:
+        add_positions(metrics, predictions)
+    return metrics
+
+
+def add_positions(metrics: S2EFMetrics, predictions: PredictionSet) -> None:
+    """Add what relaxed positions are scored by (ADwT) to the totals."""
+    assert predictions.cell is not None, "distances need the cell"
+    assert predictions.pbc is not None, "distances need to know what repeats"
+    assert predictions.pos is not None, "relaxed positions are there"
+    assert predictions.pos_true is not None, "and those to compare with"
+    distance = mean_distances(
+        predictions.pos - predictions.pos_true, predictions.natoms, predictions.cell, predictions.pbc
+    )
+    terms = np.zeros((len(predictions), len(ALL_METRICS), 2))
+    terms[:, ROW["average_distance_within_threshold"]] = np.stack(
+        [share_within(distance), np.ones(len(distance))], axis=1
+    )
+    metrics.add(predictions.sid, terms)
 
 
 def join(parts: Sequence[PredictionSet]) -> PredictionSet:
@@ -149,29 +180,39 @@ def check_target(path: Path, dialect: str) -> None:
         raise RequestError(f"the folder {path.parent} is not writable")
 
 
-def write_predictions(predictions: PredictionSet, path: Path, dialect: str) -> None:
-    """Write a prediction file; it is complete or absent. Raises DataError where an id would occur twice."""
+def write_predictions(
+    predictions: PredictionSet, path: Path, dialect: str, provenance: dict[str, Any] | None = None
+) -> None:
+    """Write a prediction file; it is complete or absent. Raises DataError where an id would occur twice.
+
+    provenance: plain facts on where the predictions come from, kept in files of the raw dialect.
+    """
     if dialect == "raw":
         content = {
             "ids": predictions.ids(),
-            "chunk_idx": _chunks(predictions.natoms),
+            "chunk_idx": chunks_of(predictions.natoms),
             **predictions.columns(),
         }
+        if provenance is not None:
+            content["provenance"] = np.array(json.dumps(provenance))
         compressed = False
     else:
         content = _leaderboard_columns(predictions, DIALECTS[dialect])
         compressed = True
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with written_whole(path) as file:
             _save(file, content, compressed)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
         raise OcpgemError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def read_provenance(path: Path) -> dict[str, Any] | None:
+    """The record that a raw prediction file carries, None where it has none."""
+    with np.load(path, allow_pickle=False) as file:
+        if "provenance" not in file:
+            return None
+        record: dict[str, Any] = json.loads(str(file["provenance"]))
+        return record
 
 
 def read_raw(path: Path) -> PredictionSet:
@@ -213,7 +254,7 @@ def _leaderboard_columns(predictions: PredictionSet, dialect: Dialect) -> dict[s
         keep = ~predictions.fixed if dialect.free_atoms_only else np.ones_like(predictions.fixed)
         system = np.repeat(np.arange(len(ids)), predictions.natoms)
         content["forces"] = _cast(predictions.forces[keep], dialect.dtype, "forces")
-        content["chunk_idx"] = _chunks(np.bincount(system[keep], minlength=len(ids)))
+        content["chunk_idx"] = chunks_of(np.bincount(system[keep], minlength=len(ids)))
     return content
 
 
@@ -236,7 +277,8 @@ def _cast(values: Array, dtype: DTypeLike | None, what: str) -> Array:
     return cast
 
 
-def _chunks(counts: Array) -> Array:
+def chunks_of(counts: Array) -> Array:
+    """Where rows are cut into systems with these numbers of rows [n], for `np.split`; [n - 1]."""
     return np.cumsum(counts)[:-1]
 
 

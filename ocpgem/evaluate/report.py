@@ -11,7 +11,7 @@ import numpy as np
 
 from ocpgem import __version__
 from ocpgem.errors import DataError, OcpgemError
-from ocpgem.evaluate import figures
+from ocpgem.evaluate import error_figures, figures
 from ocpgem.evaluate.figures import Theme
 from ocpgem.evaluate.history import History, read_history, series
 from ocpgem.evaluate.prediction_set import OtherDialectError, PredictionSet, read_raw, score
@@ -26,6 +26,12 @@ _ENERGY_NOTE = (
 _FORCE_NOTE = (
     "Force components of the free atoms. The second error is that of always predicting zero. Of very many "
     f"components {figures.MAX_POINTS:,} are drawn; all count in the errors."
+)
+
+_ADSORBATE_NOTE = "The adsorbate is what carries tag 2. Of many adsorbates the commonest are shown."
+_SPREAD_NOTE = (
+    "Root mean squares in bins of equally many predictions, of forces the lengths of vectors. On the line the spread "
+    "tells the error; above it the members agree more than they are right."
 )
 
 
@@ -135,6 +141,47 @@ def _figures_of(run: _Run) -> list[_Figure]:
                 "error_by_element",
                 "Force error by element",
                 lambda theme: figures.error_by_element(theme, with_forces),
+            )
+        )
+        found.append(
+            _Figure(
+                "error_by_force",
+                "Force error by the size of the force",
+                lambda theme: error_figures.error_by_magnitude(theme, with_forces),
+            )
+        )
+    return found + _breakdowns_of(run)
+
+
+def _breakdowns_of(run: _Run) -> list[_Figure]:
+    """Errors by what the systems are made of, and by how much the members of an ensemble disagree."""
+    found = []
+    if run.sets:
+        found.append(
+            _Figure(
+                "error_by_size",
+                "Error by number of atoms",
+                lambda theme: error_figures.error_by_size(theme, run.sets),
+            )
+        )
+    tagged = {split: each for split, each in run.sets.items() if each.tags is not None}
+    if tagged:
+        found.append(
+            _Figure(
+                "error_by_adsorbate",
+                "Error by adsorbate",
+                lambda theme: error_figures.error_by_adsorbate(theme, tagged),
+                _ADSORBATE_NOTE,
+            )
+        )
+    spread = {split: each for split, each in run.sets.items() if error_figures.has_spread(each)}
+    if spread:
+        found.append(
+            _Figure(
+                "spread_against_error",
+                "Spread of the ensemble against its error",
+                lambda theme: error_figures.spread_against_error(theme, spread),
+                _SPREAD_NOTE,
             )
         )
     return found

@@ -39,8 +39,14 @@ class Combined(nn.Module):
 
     @property
     def has_forces(self) -> bool:
-        """Whether it predicts forces."""
+        """Whether any member gives forces."""
         return bool(self._forces_from)
+
+    @property
+    def description(self) -> str:
+        """Which members give what, such as `energy of members 0, 1; forces of members 2`."""
+        energy, forces = (", ".join(map(str, each)) for each in (self._energy_from, self._forces_from))
+        return f"energy of members {energy}; forces of members {forces or 'none'}"
 
     @property
     def graph_spec(self) -> GraphSpec:

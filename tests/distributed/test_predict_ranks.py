@@ -21,7 +21,7 @@ from ocpgem.evaluate.predict import Effort, evaluate, predict
 from ocpgem.parallel import group
 from stub import Linear, make_dataset
 out, n, bad = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-group.init_from_environment("cpu", timedelta(seconds=30))
+group.init_from_environment("cpu", timedelta(seconds=120))
 try:
     effort = Effort(batch_size=2, progress=False)
     report = predict(Linear(bad=bad), make_dataset(n), out / "a.npz", "raw", effort)

@@ -27,6 +27,7 @@ def make_predictions(
         forces=(0.85 * forces + rng.normal(size=forces.shape) * 2 * error).astype(np.float32),
         energy_true=energy,
         forces_true=forces,
+        tags=np.where(np.arange(total) % 5 == 0, 2, 1).astype(np.uint8),
     )
 
 

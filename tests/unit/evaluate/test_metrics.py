@@ -8,7 +8,8 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from ocpgem.errors import DataError
-from ocpgem.evaluate.metrics import METRICS, S2EFMetrics
+from ocpgem.evaluate import metrics as metrics_module
+from ocpgem.evaluate.metrics import METRICS, ROW, S2EFMetrics
 
 FORCE_NAMES = {metric.name for metric in METRICS if "forces" in metric.name}
 
@@ -211,3 +212,50 @@ def test_predictions_may_carry_gradients() -> None:
     predicted.energy.requires_grad_()
     predicted.forces.requires_grad_()
     assert score(predicted, make_batch([1], [0.0], [[0.0, 0, 0]]))["energy_mae"] == 0.5
+
+
+def by_system(sids: list[int], errors: list[float]) -> S2EFMetrics:
+    """Metrics of frames of one atom with these energy errors."""
+    metrics = S2EFMetrics()
+    for sid, error in zip(sids, errors, strict=True):
+        predicted = predictions([error], [0.0, 0, 0])
+        metrics.update(predicted, make_batch([1], [0.0], [[0.0, 0, 0]], first_sid=sid))
+    return metrics
+
+
+def test_totals_are_kept_by_system_in_float64() -> None:
+    sids, terms = by_system([7, 3, 7], [0.25, 1.0, 0.5]).totals()
+    assert sids.tolist() == [3, 7]
+    assert terms.dtype == np.float64
+    assert terms[:, ROW["energy_mae"]].tolist() == [[1.0, 1.0], [0.75, 2.0]]
+
+
+def test_the_interval_resamples_systems_not_frames() -> None:
+    # Two systems of 50 equal frames each: a sample of systems holds 0, 1 or 2 of the bad one.
+    scores = by_system([1] * 50 + [2] * 50, [0.0] * 50 + [1.0] * 50).scores(resamples=400)
+    assert (scores.n_systems, scores.n_frames) == (2, 100)
+    assert sorted(set(scores.samples["energy_mae"])) == [0.0, 0.5, 1.0]
+    assert scores.intervals()["energy_mae"] == (0.0, 1.0)
+
+
+def test_the_interval_of_a_mean_is_that_of_its_standard_error() -> None:
+    rng = np.random.default_rng(0)
+    errors = rng.exponential(size=400)
+    scores = by_system(list(range(400)), errors.tolist()).scores()
+    low, high = scores.intervals()["energy_mae"]
+    half = 1.96 * errors.std() / 20
+    assert low == pytest.approx(errors.mean() - half, abs=0.15 * half)
+    assert high == pytest.approx(errors.mean() + half, abs=0.15 * half)
+    assert scores.intervals(0.5)["energy_mae"][0] > low
+
+
+def test_one_system_has_no_interval() -> None:
+    assert by_system([4, 4], [0.0, 1.0]).scores().intervals() == {}
+
+
+def test_many_frames_are_added_up_as_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    sids, errors = [i % 5 for i in range(40)], [i / 8 for i in range(40)]
+    whole = by_system(sids, errors).totals()
+    monkeypatch.setattr(metrics_module, "_MANY_ROWS", 7)
+    for one, other in zip(by_system(sids, errors).totals(), whole, strict=True):
+        np.testing.assert_array_equal(one, other)

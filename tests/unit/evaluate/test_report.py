@@ -47,7 +47,8 @@ def test_a_report_is_one_page_and_a_folder_of_figures(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     target = write_report(run)
     assert target == run / "report.html"
-    names = ["energy_parity", "error_by_element", "force_parity", "overview", "training_curves"]
+    errors = ["error_by_adsorbate", "error_by_element", "error_by_force", "error_by_size"]
+    names = ["energy_parity", *errors, "force_parity", "overview", "training_curves"]
     assert sorted(path.stem for path in (run / "figures").iterdir()) == names
     for name in names:
         assert min(png_size(run / "figures" / f"{name}.png")) > 300
@@ -57,7 +58,7 @@ def test_a_report_is_one_page_and_a_folder_of_figures(tmp_path: Path) -> None:
     assert not parser.open
     sources = [attrs.get("src") or attrs.get("srcset") or attrs.get("href") for _, attrs in parser.tags]
     assert all(source.startswith("data:image/png;base64,") for source in sources if source)
-    assert len([source for source in sources if source]) == 8  # four figures, light and dark
+    assert len([source for source in sources if source]) == 14  # seven figures, light and dark
     assert not any(tag in ("script", "link") for tag, _ in parser.tags)
     assert not re.search(r"url\(|@import|https?:", page)
     text = re.sub(r"<[^>]*>", " ", page)
@@ -100,6 +101,18 @@ def test_any_number_of_splits_is_drawn(splits: tuple[str, ...], theme: object, t
     history = read_history(make_run(tmp_path / "run", splits=()))
     sets = {split: make_predictions(3, number) for number, split in enumerate(splits)}
     assert overview(theme, history, sets).startswith(b"\x89PNG")
+
+
+def test_an_ensemble_shows_how_its_spread_compares_with_its_error(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", splits=("val_id",))
+    each = make_predictions(40)
+    spread = {
+        "energy_spread": np.full(40, 0.1),
+        "forces_spread": np.linalg.norm(each.forces - each.forces_true, axis=1),
+    }
+    write_predictions(PredictionSet(**each.columns() | spread), run / "predictions" / "ensemble.npz", "raw")
+    write_report(run)
+    assert min(png_size(run / "figures" / "spread_against_error.png")) > 300
 
 
 def test_odd_predictions_are_drawn(tmp_path: Path) -> None:
