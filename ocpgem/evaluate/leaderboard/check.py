@@ -1,6 +1,7 @@
 """Everything that can be wrong with a submission, each as a sentence."""
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,15 @@ def read_submission(path: Path) -> Columns:
             return dict(file)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+    ) as error:
         raise DataError(
             f"{path} cannot be read as an npz file, it is cut off, damaged or of another kind: {error}"
         ) from error
