@@ -82,7 +82,7 @@ class Parts:
             if not (self.folder / _PLAN).exists():
                 write_text(self.folder / _PLAN, json.dumps(self._plan, indent=1) + "\n")
             with written_whole(self.folder / f"{name}.npz") as file:
-                np.savez(file, allow_pickle=False, indices=indices, **columns)  # type: ignore[arg-type]
+                np.savez(file, allow_pickle=False, indices=indices, **columns)
         except OSError as error:
             raise OcpgemError(f"{self.folder} cannot be written: {error.strerror}") from error
         self._last, self.begun = time.monotonic(), True

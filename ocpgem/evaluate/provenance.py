@@ -18,13 +18,14 @@ from ocpgem.errors import OcpgemError
 from ocpgem.evaluate.open_model import Model, fingerprint
 from ocpgem.evaluate.parts import fingerprint_of_data
 from ocpgem.models.combined import Combined
+from ocpgem.models.potential import Potential
 
 PACKAGES = ("torch", "torch-geometric", "torch-scatter", "numpy", "ase", "lmdb")
 
 
 def record_of(model: Model, sources: Sequence[Path], dataset: Dataset, task: str) -> dict[str, Any]:
     """The record of a prediction; sources: what the model was loaded from, files with their SHA-256."""
-    members = list(model.members) if isinstance(model, Combined) else [model]
+    members = [each for each in model.modules() if isinstance(each, Potential)]
     return {
         "task": task,
         "model": {

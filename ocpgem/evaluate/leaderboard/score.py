@@ -1,10 +1,12 @@
 """The metrics of a submission where the labels of its systems are at hand."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from ocpgem.data.dataset import Dataset
+from ocpgem.data.system import System
 from ocpgem.errors import DataError
 from ocpgem.evaluate.leaderboard.format import Array, Format, ids_of
 from ocpgem.evaluate.metrics import Scores
@@ -64,8 +66,8 @@ def _positions_only(scores: Scores) -> Scores:
     return Scores({name: scores.values[name]}, samples, scores.n_systems, scores.n_frames)
 
 
-def _label(system: object, key: str) -> Array:
+def _label(system: System, key: str) -> Any:
     value = getattr(system, key)
     if value is None:
-        raise DataError(f"{system.where} has no {key} to score with")  # type: ignore[attr-defined]
-    return value  # type: ignore[no-any-return]
+        raise DataError(f"{system.where} has no {key} to score with")
+    return value
