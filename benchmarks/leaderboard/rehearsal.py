@@ -120,6 +120,8 @@ def train(data: Path, work: Path, members: int, steps: int) -> list[Path]:
     """The run directories of the members, which differ by their seed."""
     folders = [work / f"member{seed}" for seed in range(members)]
     for seed, folder in enumerate(folders):
+        if (folder / "best" / "model.pt").is_file():  # there is one validation, at the end
+            continue
         run(
             "train", Path(__file__).with_name("member.yml"), "--run-dir", folder,
             f"steps={steps}", f"seed={seed}", f"data.train={data / 'parts' / 'train'}",
