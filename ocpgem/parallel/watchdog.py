@@ -24,6 +24,8 @@ from ocpgem.parallel import group
 _PACKAGE = str(Path(__file__).parents[1])
 _COMMUNICATION = ("/torch/distributed/", "/deepspeed/comm/")
 _STORE_TIMEOUT = timedelta(seconds=10)
+_LISTENS = 6
+"""Periods without a sign of life after which a rank counts as gone; less than a launcher waits for the other ranks."""
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Watchdog:
     def __init__(self, seconds: float, folder: Path, advice: str, period: float = 1.0) -> None:
         self._seconds, self._folder, self._advice = seconds, folder, advice
         self._period = min(period, seconds / 4)
+        self._silence = max(3 * self._period, seconds / 20)
         self._beats = 0
         self._doing = "starting"
         self._main = threading.get_ident()
@@ -90,7 +93,7 @@ class Watchdog:
             return f"the communication with the other ranks failed after step {step}"
         try:
             before = self._signs()
-            for _ in range(4):
+            for _ in range(_LISTENS):
                 time.sleep(self._period)
                 if self._store.check(["ocpgem/last words"]):
                     rank, _, sentence = self._store.get("ocpgem/last words").decode().partition(" ")
@@ -140,11 +143,11 @@ class Watchdog:
     def _blame(self) -> str:
         """Who hangs; empty where all is well after all, because a rank that others wait for makes progress."""
         before = self._signs()
-        time.sleep(3 * self._period)
+        time.sleep(self._silence)
         now = self._signs()
         silent = _silent(before, now)
         if silent:
-            return f"{_ranks(silent)} silent for more than {3 * self._period:g} s, as if stopped or cut off"
+            return f"{_ranks(silent)} silent for more than {self._silence:g} s, as if stopped or cut off"
         if any(sign.idle <= self._seconds / 2 for sign in now.values()):
             return ""
         hung = [rank for rank, sign in now.items() if not sign.waiting]

@@ -1,5 +1,6 @@
 """How a run bears what it cannot prevent: disks that do not take a file, ranks that are gone, errors nobody foresaw."""
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,14 +22,33 @@ class DiskGuard:
 
     @contextmanager
     def guarded(self, what: str) -> Iterator[None]:
+        """Within the context, a file of this kind that cannot be written is told."""
         try:
             yield
         except OSError as error:
-            if what not in self._told:
-                self._told.add(what)
-                self._say(
-                    f"warning: {what} could not be written ({error.strerror or error}); the run goes on"
-                )
+            self._tell(what, error)
+
+    @contextmanager
+    def writer_threads(self) -> Iterator[None]:
+        """Within the context, so is what TensorBoard's own thread cannot write."""
+        previous = threading.excepthook
+
+        def hook(args: threading.ExceptHookArgs) -> None:
+            if isinstance(args.exc_value, OSError) and "tensorboard" in type(args.thread).__module__:
+                self._tell("the metrics", args.exc_value)
+            else:
+                previous(args)
+
+        threading.excepthook = hook
+        try:
+            yield
+        finally:
+            threading.excepthook = previous
+
+    def _tell(self, what: str, error: OSError) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            self._say(f"warning: {what} could not be written ({error.strerror or error}); the run goes on")
 
 
 def explained(error: Exception, parts: RunParts, step: int) -> OcpgemError:

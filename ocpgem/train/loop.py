@@ -77,6 +77,14 @@ class TrainingLoop:
         parts.stop.wait_for_steps()
         hook = parts.potential.register_forward_pre_hook(self._before_forward)
         watchdog.start()
+        with self._disk.writer_threads():
+            self._guarded()
+        hook.remove()
+        return TrainSummary(self._state.step, self._stopped_by, self._checkpoint, self._metrics)
+
+    def _guarded(self) -> None:
+        """Train; whatever ends it, the files are closed and the reason is a sentence."""
+        parts = self._parts
         try:
             with self._progress.shown():
                 self._train()
@@ -86,13 +94,11 @@ class TrainingLoop:
                 log.error("%s", told)
             raise told from error
         finally:
-            watchdog.stop()
-            hook.remove()
+            parts.watchdog.stop()
             self._checkpoints.finish()
             if self._logger is not None:
                 with self._disk.guarded("the metrics"):
                     self._logger.close()
-        return TrainSummary(self._state.step, self._stopped_by, self._checkpoint, self._metrics)
 
     def _before_forward(self, module: nn.Module, inputs: Any) -> None:
         """A sign of progress; and the place where a signal ends a validation, which may take hours."""

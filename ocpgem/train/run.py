@@ -33,6 +33,7 @@ from ocpgem.train.engine import Engine
 from ocpgem.train.logger import make_console
 from ocpgem.train.loop import TrainingLoop, TrainSummary
 from ocpgem.train.parts import RunParts
+from ocpgem.train.random_state import seed_all
 from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors, scale_factors
 from ocpgem.train.signals import StopRequest
@@ -69,7 +70,7 @@ def train(config: TrainConfig, run_path: Path, stop: StopRequest | None = None) 
 
 def _prepared(config: TrainConfig, run_path: Path, stop: StopRequest, device: torch.device) -> TrainingLoop:
     console = make_console()
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     data = open_data_sets(config.data)
     run = RunDirectory(run_path)
     checkpoints = Checkpoints(run.checkpoints, _retention(config.checkpoint))
