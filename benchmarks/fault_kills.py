@@ -1,8 +1,8 @@
 """Kill -9 at random times: a rank chosen by chance, at a moment chosen by chance, again and again until a run is done.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.fault_kills [--kills 30] [--seed 0] [--out FILE.json]
+    OMP_NUM_THREADS=1 python -m benchmarks.fault_kills [--kills 15] [--ranks 2 4] [--seed 0] [--out FILE.json]
 
-Half of the kills hit a run on 2 ranks, half one on 4. After each kill the launcher must end by itself with an exit
+So many kills hit one run for each number of ranks. After each kill the launcher must end by itself with an exit
 code that says so, nothing that it started may be left, and nothing but sentences may have been printed; the same
 command then goes on. In the end the weights, the optimiser, the moving average and the loss of every step must be, bit
 for bit, those of a run that nobody killed.
@@ -17,6 +17,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,27 @@ from tests.tiny_runs import tiny_settings, write_settings, write_tiny_data
 PATIENCE = 900.0
 """Seconds for anything to happen on a machine that may be busy."""
 
+_STEPS_PER_KILL = 8
+"""Steps that the run has for each kill, so that it does not end before the last one."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=15, help="for each number of ranks")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     forked.preload()
-    rng = random.Random(options.seed)
-    found = []
     with tempfile.TemporaryDirectory() as folder:
-        for nproc, kills in ((2, options.kills - options.kills // 2), (4, options.kills // 2)):
-            found.append(kill_until_done(Path(folder) / str(nproc), nproc, kills, rng))
+        found = [
+            kill_until_done(
+                Path(folder) / str(nproc), nproc, options.kills, random.Random(options.seed + nproc)
+            )
+            for nproc in options.ranks
+        ]
     result = {"seed": options.seed, "kills": sum(len(run["kills"]) for run in found), "runs": found}
     text = json.dumps(result, indent=2)
     if options.out:
@@ -56,21 +63,22 @@ def kill_until_done(folder: Path, nproc: int, kills: int, rng: random.Random) ->
     """One run that is killed `kills` times, compared with one that is not."""
     folder.mkdir()
     train, val = write_tiny_data(folder)
-    steps = 3 * kills + 4
+    steps = _STEPS_PER_KILL * kills + 10
     settings = tiny_settings(
         train, val, steps=steps, log_every_steps=1, validation={"every_steps": 4},
         checkpoint={"every_steps": 3}, optim={"lr": 5e-3},
     )  # fmt: skip
     config = write_settings(folder / "config.yml", settings)
     whole, run = folder / "whole", folder / "run"
-    begin = time.monotonic()
     assert _train(config, whole, nproc).finish(PATIENCE) == 0
-    seconds = (time.monotonic() - begin) / steps
-    problems, told = [], []
-    targets = sorted(rng.randrange(steps - 1) for _ in range(kills))
-    for target in targets:
+    problems: list[str] = []
+    told: list[dict[str, Any]] = []
+    while len(told) < kills:
         before = _identity(run / "metrics.jsonl")
-        kill = _kill_at(_train(config, run, nproc), run, before, target, nproc, rng, seconds)
+        # The first kill hits the start of a run, later ones a run that has done some steps.
+        target = _steps_done(run) + rng.randint(1, _STEPS_PER_KILL // 2) if told else 0
+        delay = rng.uniform(0, 2 * seconds_per_step(whole)) if told else rng.uniform(0, 5)
+        kill = _kill_at(_train(config, run, nproc), Moment(run, before, target, delay, rng.randrange(nproc)))
         told.append(kill)
         problems += [f"kill {len(told)}: {problem}" for problem in kill.pop("problems")]
         print(nproc, "ranks:", kill, flush=True)
@@ -90,33 +98,33 @@ def _train(config: Path, run: Path, nproc: int) -> forked.ForkedRun:
     return forked.start(words, run.with_name("said"))
 
 
-def _kill_at(
-    under_way: forked.ForkedRun,
-    run: Path,
-    before: int | None,
-    target: int,
-    nproc: int,
-    rng: random.Random,
-    seconds: float,
-) -> dict[str, Any]:
-    """Kill a rank some time after step `target`; for the first steps, some time after the start."""
-    if target < 2:
-        _wait_for(lambda: len(under_way.ranks()) == nproc, under_way)
-        delay = rng.uniform(0, 5 * seconds)
-    else:
+@dataclass
+class Moment:
+    """When a rank is killed: `delay` seconds after step `target`, 0 meaning the start."""
+
+    run: Path
+    before: int | None
+    """Identity of the metrics file before this run began."""
+    target: int
+    delay: float
+    victim: int
+
+
+def _kill_at(under_way: forked.ForkedRun, moment: Moment) -> dict[str, Any]:
+    metrics = moment.run / "metrics.jsonl"
+    _wait_for(lambda: len(under_way.ranks()) > moment.victim, under_way)
+    if moment.target:
         # A run that goes on writes the file anew; until then it holds the steps of the run that was killed.
         _wait_for(
-            lambda: _identity(run / "metrics.jsonl") != before and _steps_done(run) >= target, under_way
+            lambda: _identity(metrics) != moment.before and _steps_done(moment.run) >= moment.target,
+            under_way,
         )
-        delay = rng.uniform(0, 2 * seconds)
-    time.sleep(delay)
-    pids, victim = under_way.ranks(), rng.randrange(nproc)
+    time.sleep(moment.delay)
+    pids = under_way.ranks()
     everything = descendants(under_way.launcher.pid)
     problems: list[str] = []
-    if len(pids) < nproc:
-        return {"after_step": _steps_done(run), "rank": None, "problems": ["the run had ended before"]}
-    os.kill(pids[victim], signal.SIGKILL)
-    killed_at, step = time.monotonic(), _steps_done(run)
+    os.kill(pids[moment.victim], signal.SIGKILL)
+    killed_at, step = time.monotonic(), _steps_done(moment.run)
     code = under_way.finish(PATIENCE)
     took = time.monotonic() - killed_at
     said = under_way.err.read_text()
@@ -129,12 +137,19 @@ def _kill_at(
         problems.append(f"processes {left} are left")
     return {
         "after_step": step,
-        "rank": victim,
+        "rank": moment.victim,
         "exit_code": code,
         "seconds_to_end": round(took, 1),
         "said": said.strip().splitlines(),
         "problems": problems,
     }
+
+
+def seconds_per_step(run: Path) -> float:
+    """Of a finished run, validation and saving included."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    seconds = [line["seconds"] for line in lines if line["kind"] == "train"]
+    return (seconds[-1] - seconds[0]) / len(seconds)
 
 
 def _steps_done(run: Path) -> int:

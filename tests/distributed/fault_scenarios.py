@@ -169,6 +169,8 @@ def main(folder: Path) -> None:
         rank = 0 if moment in ("save", "move of the pointer") else number % 2
         go(f"kill in {moment}", run="killed", fault=at(moment, rank, 2, die))
     go("after the kills", run="killed")
+    go("signal in validation", fault=at("validation", 1, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    go("after the signal", run="signal in validation")
     full_disk(scenarios)
     hanging()
     stopping()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ocpgem.errors import REQUEUE
 from tests.distributed.fault_scenarios import BAD_SID, HANG_SECONDS, N_STEPS
 from tests.distributed.moments import MOMENTS
 from tests.distributed.states import final_state, same_state, train_records
@@ -163,6 +164,22 @@ def test_a_rank_that_is_stopped_from_outside_is_named_by_the_others(told: dict[s
     assert said["code"] in (1, 137)
     assert "error: rank 1 is silent for more than" in said["err"]
     assert said["left"] == []
+
+
+def test_a_signal_ends_a_validation_which_comes_first_when_the_run_goes_on(
+    folder: Path, told: dict[str, Any]
+) -> None:
+    name = "signal in validation"
+    assert_ended(told[name], REQUEUE)
+    assert told[name]["out"].splitlines()[-1].startswith(f"stopped after step 10 of {N_STEPS} by SIGTERM; ")
+    assert_ended(told["after the signal"], 0)
+    assert same_state(folder / "whole", folder / name, N_STEPS)
+    assert validations(folder / "whole") == validations(folder / name)
+
+
+def validations(run: Path) -> list[tuple[int, float]]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(record["step"], record["forces_mae"]) for record in records if record["kind"] == "val"]
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on_from_the_last_good_checkpoint_once_there_is_room(

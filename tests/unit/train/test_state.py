@@ -373,6 +373,26 @@ def test_a_file_cut_short_by_a_limit_is_no_checkpoint(tmp_path: Path, run: Run) 
         assert kept(checkpoints) == {"2", "latest"}
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_gradient_that_is_not_finite_is_noticed_before_the_update_and_can_be_forgotten(stage: int) -> None:
+    run, other = Run(stage=stage), Run(stage=stage)
+    batch, topology = next(
+        TrainLoader(
+            Recipe(InMemoryDataset(list(random_systems(2))), run.potential.graph_spec), 2, seed=0
+        ).steps()
+    ).micro_batches[0]
+    energy = run.engine.forward(batch, topology).energy.sum()
+    share = torch.sqrt(energy * 0)  # finite, unlike its gradient
+    assert torch.isfinite(share)
+    run.engine.backward(share, last=True)
+    assert not run.engine.gradient_is_finite()
+    run.engine.discard()
+    assert run.engine.gradient_is_finite()
+    run.train(0, 2)
+    other.train(0, 2)
+    assert same(run.weights(), other.weights())
+
+
 def test_bf16_reaches_the_dense_layers_inside_the_engine_and_only_in_training(run: Run) -> None:
     found = []
     dense = run.potential.model.blocks[0].dense
