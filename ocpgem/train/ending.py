@@ -56,7 +56,9 @@ def explained(error: Exception, parts: RunParts, step: int) -> OcpgemError:
     if isinstance(error, OcpgemError):
         return error
     if is_lost_peer(error):
-        return TrainingError(f"{parts.watchdog.lost(step)}; {ADVICE}")
+        sentence = parts.watchdog.lost(step)
+        parts.watchdog.post(sentence)  # this rank falls silent as well, and must not be taken for the cause
+        return TrainingError(f"{sentence}; {ADVICE}")
     report = report_of(group.rank(), error, "")
     if report.trouble is Trouble.OUT_OF_MEMORY:
         report.text = one_line(error)

@@ -89,6 +89,7 @@ class TrainingLoop:
             with self._progress.shown():
                 self._train()
         except Exception as error:
+            parts.stop.fall_silent()
             told = explained(error, parts, self._state.step)
             if group.is_main():
                 log.error("%s", told)

@@ -39,6 +39,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._arrived: signal.Signals | None = None
         self._saves = False
+        self._speaks = os.environ.get("RANK", "0") == "0"
         self._process = os.getpid()
 
     @contextmanager
@@ -56,6 +57,10 @@ class StopRequest:
     def wait_for_steps(self) -> None:
         """From now on signals are only remembered."""
         self._saves = True
+
+    def fall_silent(self) -> None:
+        """The run is ending for another reason: a signal no longer promises a checkpoint."""
+        self._speaks = False
 
     def number(self) -> int:
         """0 where nothing arrived, else a number whose maximum over ranks `agreed` understands."""
@@ -77,5 +82,5 @@ class StopRequest:
                     f"{self._arrived.name} arrived before the first step, so there is nothing to save; "
                     "start the same command again"
                 )
-        elif first and os.environ.get("RANK", "0") == "0":
+        elif first and self._speaks:
             os.write(sys.stderr.fileno(), b"\nstopping after this step; a checkpoint will be written\n")
