@@ -29,6 +29,9 @@ from tests.tiny_runs import tiny_settings, write_settings, write_tiny_data
 PATIENCE = 900.0
 """Seconds for anything to happen on a machine that may be busy."""
 
+_DELAY = 0.1
+"""Seconds after a step within which a rank is killed: one to three steps, or one save, on an idle machine."""
+
 _STEPS_PER_KILL = 8
 """Steps that the run has for each kill, so that it does not end before the last one."""
 
@@ -77,7 +80,7 @@ def kill_until_done(folder: Path, nproc: int, kills: int, rng: random.Random) ->
         before = _identity(run / "metrics.jsonl")
         # The first kill hits the start of a run, later ones a run that has done some steps.
         target = _steps_done(run) + rng.randint(1, _STEPS_PER_KILL // 2) if told else 0
-        delay = rng.uniform(0, 2 * seconds_per_step(whole)) if told else rng.uniform(0, 5)
+        delay = rng.uniform(0, _DELAY) if told else rng.uniform(0, 5)
         kill = _kill_at(_train(config, run, nproc), Moment(run, before, target, delay, rng.randrange(nproc)))
         told.append(kill)
         problems += [f"kill {len(told)}: {problem}" for problem in kill.pop("problems")]
@@ -143,13 +146,6 @@ def _kill_at(under_way: forked.ForkedRun, moment: Moment) -> dict[str, Any]:
         "said": said.strip().splitlines(),
         "problems": problems,
     }
-
-
-def seconds_per_step(run: Path) -> float:
-    """Of a finished run, validation and saving included."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = [line["seconds"] for line in lines if line["kind"] == "train"]
-    return (seconds[-1] - seconds[0]) / len(seconds)
 
 
 def _steps_done(run: Path) -> int:
