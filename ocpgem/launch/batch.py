@@ -70,10 +70,9 @@ def begin(args: argparse.Namespace) -> int:
     run_dir = Path(submission.elements[index].run_dir)
     job, step = _job_number(), saved_step(run_dir)
     records = history_of(run_dir, submission.folder)
-    earlier = starts_at(records, step)
     facts = {"job": job, "folder": submission.folder, "step": step}
-    if earlier >= STARTS_WITHOUT_PROGRESS:
-        text = f"started {earlier} times at step {step} without getting further; it is not started again"
+    text = _in_vain(submission, starts_at(records, step), restart, step)
+    if text is not None:
         append_history(run_dir, "end", code=1, reason="no progress", requeued=False, text=text, **facts)
         raise OcpgemError(f"job {job} {text}; look at the ends in {run_dir / 'jobs' / 'history.jsonl'}")
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
@@ -86,6 +85,15 @@ def begin(args: argparse.Namespace) -> int:
     if cores:  # since SLURM 22.05 srun does not take it over from sbatch
         print(f"export SRUN_CPUS_PER_TASK={shlex.quote(cores)}")
     return 0
+
+
+def _in_vain(submission: Submission, starts: int, restart: int, step: int) -> str | None:
+    """Why a job must not start once more, if so; only training has steps that show progress."""
+    if submission.kind == "train" and starts >= STARTS_WITHOUT_PROGRESS:
+        return f"started {starts} times at step {step} without getting further; it is not started again"
+    if submission.kind != "train" and restart > submission.max_restarts:
+        return f"was started {restart + 1} times, more than restarts.max allows; it is not started again"
+    return None
 
 
 def end(args: argparse.Namespace) -> int:
