@@ -90,11 +90,33 @@ def check_training(config: TrainConfig, profile: ClusterProfile, found: Findings
             f"data.batch_size is {size} systems over all ranks, fewer than the "
             f"{profile.n_ranks} ranks ({profile.nodes} nodes x {profile.ranks_per_node}); raise it or use fewer ranks"
         )
+    if len(found.mistakes) == before:
+        checked(lambda: _check_memory(config, profile, found), found)
     loaders = config.data.workers + 1
     if profile.cpus_per_task is not None and profile.cpus_per_task < loaders:
         found.notes.append(
             f"cpus_per_task is {profile.cpus_per_task}, but each rank runs {loaders} processes (data.workers + 1)"
         )
+
+
+def _check_memory(config: TrainConfig, profile: ClusterProfile, found: Findings) -> None:
+    """Compare what a rank needs at most with the memory of a GPU, where the profile tells it."""
+    if not profile.gpus_per_node or profile.gpu.memory_gb is None:
+        return
+    from ocpgem.train.estimate import GPUS, Device, estimate
+
+    name = f"GPU of {profile.gpu.memory_gb:g} GB"
+    device = Device(name, int(profile.gpu.memory_gb * 1e9), GPUS["A100-80GB"].tflops)
+    need = estimate(config, profile.n_ranks, device)
+    batch, gb = need.batch, need.total_bytes / 1e9
+    what = f"{batch.n_systems} systems, {batch.n_atoms} atoms and {batch.n_edges} edges"
+    if not need.fits:
+        found.mistakes.append(
+            f"a rank would need about {gb:.3g} GB for {what}, more than a {name} (gpu.memory_gb of the profile); "
+            "set data.max_edges, lower data.batch_size or use more ranks"
+        )
+    else:
+        found.notes.append(f"a rank needs about {gb:.3g} GB for {what}; a {name} is asked for")
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,24 @@ def test_every_mistake_is_told_at_once(
     assert "data.batch_size is 4 systems over all ranks, fewer than the 8 ranks (4 nodes x 2)" in error
 
 
+def test_what_does_not_fit_into_a_gpu_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "submit",
+        str(config),
+        "--cluster",
+        CLUSTER,
+        "--gpus-per-node",
+        "2",
+        "--dry-run",
+        "data.batch_size=8",
+    ]
+    assert main([*words, "--set", "gpu.memory_gb=80"]) == 0
+    assert "a rank needs about" in capsys.readouterr().out
+    assert main([*words, "--set", "gpu.memory_gb=1.0e-5"]) == 2
+    error = capsys.readouterr().err
+    assert "more than a GPU of 1e-05 GB (gpu.memory_gb of the profile); set data.max_edges" in error
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
