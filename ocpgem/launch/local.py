@@ -31,7 +31,7 @@ _PR_SET_PDEATHSIG = 1
 class Patience:
     """Seconds the other ranks get after one ended: to end alone, then to follow SIGTERM before SIGKILL."""
 
-    to_end_alone: float = 5.0
+    to_end_alone: float = 10.0
     """After one failed."""
     to_stop_too: float = 60.0
     """After one stopped in good order."""
