@@ -105,14 +105,11 @@ def _optimizer(args: argparse.Namespace) -> "LbfgsSettings | FireSettings":
 
 
 def _print(report: "RelaxReport", args: argparse.Namespace) -> None:
-    from ocpgem.evaluate.relax.scores import ADWT, relaxed_scores
-    from ocpgem.evaluate.tables import metric_rows
+    from ocpgem.evaluate.relax.scores import relaxed_scores
 
     scores = relaxed_scores(report.predictions)
     if scores:
         print_metrics({args.data.name: scores}, "relaxed structures against those of the data")
-    if ADWT in scores and ADWT not in {metric.name for metric, _ in metric_rows({"": scores})}:
-        print(f"{ADWT} (ADwT, IS2RS): {100 * scores[ADWT]:.2f} %")
     n_systems = len(report.predictions)
     earlier = f", {report.n_earlier} of them by an earlier call" if report.n_earlier else ""
     print(

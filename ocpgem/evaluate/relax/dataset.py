@@ -1,7 +1,6 @@
 """The relaxation of a whole data set: IS2RE and IS2RS by relaxation, on any number of ranks, resumable at any time."""
 
 import dataclasses
-import hashlib
 import signal
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ocpgem.data.cost import STORED_EDGES
@@ -20,7 +18,7 @@ from ocpgem.data.folder import only_writer
 from ocpgem.data.plan import check_fits
 from ocpgem.errors import INTERRUPTED, REQUEUE, DataError, OcpgemError, RequestError
 from ocpgem.evaluate.edge_cost import agreed_edge_cost
-from ocpgem.evaluate.open_model import Model, graphs_of
+from ocpgem.evaluate.open_model import Model, fingerprint, graphs_of
 from ocpgem.evaluate.prediction_set import PredictionSet, join, write_predictions
 from ocpgem.evaluate.progress import systems_progress
 from ocpgem.evaluate.relax.loop import Relaxation, Relaxed, RelaxSettings
@@ -35,7 +33,6 @@ from ocpgem.evaluate.relax.store import (
 )
 from ocpgem.evaluate.relax.surfaces import Member, PotentialSurface, Surface
 from ocpgem.evaluate.relax.trajectories import write_trajectory
-from ocpgem.models.potential import Potential
 from ocpgem.parallel import group
 
 Ints = NDArray[np.integer]
@@ -149,7 +146,7 @@ def _request(model: Model, dataset: Dataset, task: RelaxTask) -> dict[str, Any]:
     """What must be the same for a relaxation to go on."""
     settings = task.settings
     return {
-        "model": _fingerprint(model),
+        "model": fingerprint(model)[:16],
         "data": f"{len(dataset)} systems, checksum {zlib.crc32(np.ascontiguousarray(dataset.sizes).tobytes()):08x}",
         "fmax": settings.fmax,
         "steps": settings.steps,
@@ -158,18 +155,6 @@ def _request(model: Model, dataset: Dataset, task: RelaxTask) -> dict[str, Any]:
         "trajectories": task.trajectories,
         "record_every": settings.record_every,
     }
-
-
-def _fingerprint(model: Model) -> str:
-    """The first digits of a checksum of all weights and settings."""
-    checksum = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        checksum.update(name.encode() + flat.view(torch.uint8).numpy().tobytes())
-    for part in model.modules():
-        if isinstance(part, Potential):
-            checksum.update(f"{part.config!r} {part.normalization!r}".encode())
-    return f"weights {checksum.hexdigest()[:16]}"
 
 
 def _share(costs: Ints, done: Ints) -> Ints:
