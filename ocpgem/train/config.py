@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ocpgem.config import Section
 from ocpgem.models.gemnet.config import GemNetConfig
@@ -98,11 +98,27 @@ class LossSection(Section):
     )
 
 
-class ScheduleSection(Section):
-    """The learning rate as a function of the step."""
+class PlateauSection(Section):
+    """Lowers the learning rate whenever validations stop to improve `validation.metric`."""
 
-    name: Literal["constant", "cosine", "step"] = "cosine"
+    factor: float = Field(0.8, gt=0, lt=1, description="what the rate is multiplied with")
+    patience: int = Field(3, ge=0, description="validations without improvement that are borne")
+    threshold: float = Field(1e-4, ge=0, lt=1, description="smaller relative improvements count as none")
+    cooldown: int = Field(0, ge=0, description="validations after a fall that are not counted")
+    lowest: float = Field(0.0, ge=0, le=1, description="least factor that all falls make together")
+
+
+class ScheduleSection(Section):
+    """The learning rate as a function of the step, and of validations where there is `plateau`."""
+
+    name: Literal["constant", "cosine", "step", "exponential", "plateau"] = Field(
+        "cosine", description="plateau: constant but for what the section `plateau` does"
+    )
     warmup_steps: int = Field(0, ge=0)
+    decay_steps: int | None = Field(
+        None, ge=1, description="exponential: steps in which the rate falls to final_factor, and so on"
+    )
+    plateau: PlateauSection | None = Field(None, description="can be combined with every schedule")
     final_factor: float = Field(0.01, ge=0, le=1, description="cosine: last learning rate / lr")
     milestones: list[int] = Field(default_factory=list, description="step: multiply by gamma at these steps")
     gamma: float = Field(0.8, gt=0, le=1)
@@ -113,6 +129,33 @@ class ScheduleSection(Section):
             raise ValueError("milestones must be given for the schedule 'step' and for no other")
         if self.milestones != sorted(set(self.milestones)):
             raise ValueError("milestones must increase")
+        if (self.name == "exponential") != (self.decay_steps is not None):
+            raise ValueError("decay_steps must be given for the schedule 'exponential' and for no other")
+        if self.name == "exponential" and self.final_factor == 0:
+            raise ValueError("final_factor must be positive for the schedule 'exponential'")
+        return self
+
+    @property
+    def on_plateau(self) -> PlateauSection | None:
+        """What validations do to the rate, None if nothing."""
+        return PlateauSection() if self.plateau is None and self.name == "plateau" else self.plateau
+
+
+class ParameterGroup(Section):
+    """Parameters that are trained in another way than the rest, or not at all."""
+
+    parameters: list[str] = Field(
+        min_length=1,
+        description="names as in blocks.0.dense.weight; with * for any part, or a beginning as blocks.0",
+    )
+    lr_factor: float = Field(1.0, gt=0, le=1000, description="their learning rate / lr")
+    weight_decay: float | None = Field(None, ge=0, le=10, description="null: that of the rest")
+    frozen: bool = Field(False, description="keep the values they have")
+
+    @model_validator(mode="after")
+    def _frozen_is_all(self) -> "ParameterGroup":
+        if self.frozen and (self.lr_factor != 1 or self.weight_decay is not None):
+            raise ValueError("frozen parameters have neither lr_factor nor weight_decay")
         return self
 
 
@@ -123,6 +166,19 @@ class OptimSection(Section):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0, le=10)
+    no_decay: list[str] = Field(
+        default_factory=list, description="parameters without weight decay, named as in groups"
+    )
+    groups: list[ParameterGroup] = Field(
+        default_factory=list, description="the first that names a parameter counts"
+    )
+    layer_lr_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="the rate of the last block is lr, that of each block before it is multiplied by this once more; "
+        "that of bases and embeddings once more than the first block's",
+    )
     amsgrad: bool = True
     clip_norm: float = Field(10.0, gt=0, description="largest global norm of the gradient")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="0 turns the moving average off")
@@ -174,14 +230,30 @@ class ParallelSection(Section):
     )
 
 
+class StartSection(Section):
+    """Fine-tuning: the weights that a run begins with."""
+
+    checkpoint: str = Field(
+        description="run directory or model file; import-checkpoint makes one of a release"
+    )
+    new_heads: bool = Field(
+        False, description="output heads begin at random; else they keep their values, in eV and eV/A"
+    )
+    elements: dict[int, int] = Field(
+        default_factory=dict,
+        description="atomic number -> atomic number of the checkpoint whose embedding it begins with",
+    )
+
+
 class TrainConfig(Section):
     """One training run."""
 
     seed: int = Field(0, ge=0, lt=2**31)
     steps: int = Field(ge=1, description="optimiser steps of the whole run")
-    precision: Literal["highest", "bf16"] = Field(
+    precision: Literal["highest", "high", "bf16"] = Field(
         "highest",
-        description="bf16: dense layers in bfloat16; geometry, bases, sums and output layers stay in float32",
+        description="highest: float32; high: float32 with TF32 products on GPUs; bf16: dense layers in bfloat16, "
+        "geometry, bases, sums and output layers stay in float32",
     )
     activation_checkpointing: bool = Field(
         False,
@@ -189,6 +261,7 @@ class TrainConfig(Section):
         "third more work with direct forces (little is saved with gradient forces)",
     )
     log_every_steps: int = Field(10, ge=1)
+    start_from: StartSection | None = Field(None, description="null: random weights")
     data: DataSection
     model: GemNetConfig
     normalization: NormalizationEntry = NormalizationSection(fit=True)
@@ -199,6 +272,16 @@ class TrainConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     parallel: ParallelSection = ParallelSection()
     faults: FaultSection = FaultSection()
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _fp16_is_refused(cls, value: object) -> object:
+        if str(value).lower() in ("fp16", "float16", "16", "half", "amp"):
+            raise ValueError(
+                "float16 is refused: beyond 65,504 it overflows, as gradients here do (the authors of GemNet-XL found "
+                "it unstable); use bf16, which has the range of float32"
+            )
+        return value
 
     @model_validator(mode="after")
     def _forces_are_trained_only_if_predicted(self) -> "TrainConfig":
@@ -213,6 +296,8 @@ class TrainConfig(Section):
             )
         if self.data.hide_elements > 0 and not self.model.shared_embedding:
             raise ValueError("data.hide_elements needs model.shared_embedding: true")
+        if self.optim.schedule.on_plateau is not None and not self.data.val:
+            raise ValueError("optim.schedule.plateau needs a validation set (data.val)")
         if self.loss.energy == 0 and self.loss.forces == 0:
             raise ValueError("loss.energy and loss.forces are both 0; at least one must be positive")
         return self

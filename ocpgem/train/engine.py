@@ -13,6 +13,7 @@ from ocpgem.models.potential import Potential, Predictions
 from ocpgem.parallel import group
 from ocpgem.train.config import OptimSection
 from ocpgem.train.engine_state import OptimizerState, gather, gather_weights, restore, restore_weights
+from ocpgem.train.parameters import freeze, torch_groups
 
 _DIVIDES_WEIGHTS = 3
 """The ZeRO stage in which no rank holds all weights, so that even a forward pass is a collective."""
@@ -59,13 +60,10 @@ class Engine:
         deepspeed = import_deepspeed()
         deepspeed.init_distributed(dist_init_required=False)
         potential.to(device)
+        freeze(potential, optim)
+        groups, self._lr_factors = torch_groups(potential, optim)
         optimizer = torch.optim.AdamW(
-            potential.parameters(),
-            lr=optim.lr,
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            amsgrad=optim.amsgrad,
+            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, amsgrad=optim.amsgrad
         )
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=_GivenGradients(potential) if zero_stage < _DIVIDES_WEIGHTS else potential,
@@ -125,16 +123,22 @@ class Engine:
 
     def step(self, lr: float) -> float | None:
         """Update the parameters with learning rate `lr`; returns the norm of the gradient before clipping, if known."""
-        for param_group in self._optimizer.param_groups:
-            param_group["lr"] = lr
+        for param_group, factor in zip(self._optimizer.param_groups, self._lr_factors, strict=True):
+            param_group["lr"] = lr * factor
         if self._gradients is not None:
             gradients, self._gradients = self._gradients, None
             self._engine.set_gradient_accumulation_boundary(True)
             loss = self._engine(self._trained, gradients)
             self._engine.backward(loss * group.world_size(), scale_wrt_gas=False)
+        alone = self._norm() if self.zero_stage == 0 else None  # of which DeepSpeed does not tell the norm
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
+        norm = self._engine.get_global_grad_norm() if alone is None else alone
         return None if norm is None else float(norm)
+
+    def _norm(self) -> float:
+        """The norm of the averaged gradient before clipping, where every rank holds all of it."""
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
 
     def state(self) -> EngineState:
         """Weights and optimiser state by parameter name, on the CPU of rank 0; every rank calls it."""

@@ -268,13 +268,7 @@ class _Translation:
         warmup = self.old.take_number(*_places("warmup_steps")) or self._epochs("warmup_epochs")
         lowest = self.old.take_number(*_places("lr_min_factor"))
         if "plateau" in kind:
-            schedule: dict[str, Any] = {"name": "cosine", "final_factor": 0.01}
-            settings = r"optim\.(scheduler_params\.)?(factor|patience|mode|threshold|cooldown|min_lr)"
-            self.note(
-                ", ".join(["optim.scheduler", *self.old.take_all(settings)]),
-                f"{name} does not exist here yet; a cosine falls to 1 % of lr over all steps, so steps must be the "
-                "length that is really wanted",
-            )
+            schedule: dict[str, Any] = {"name": "plateau", "plateau": self._plateau()}
         elif "cosine" in kind:
             schedule = {"name": "cosine", "final_factor": self._floor() if lowest is None else lowest}
             period = self.old.take_number(*_places("T_max"))
@@ -290,6 +284,18 @@ class _Translation:
             if kind not in ("none none", "null none", "lambdalr none"):
                 self.note("optim.scheduler", f"{name} does not exist here; the rate stays constant")
         self.set("optim.schedule", schedule | ({"warmup_steps": int(warmup)} if warmup else {}))
+
+    def _plateau(self) -> dict[str, Any]:
+        """The settings of torch's ReduceLROnPlateau; those that were not given have torch's defaults."""
+        defaults = {"factor": 0.1, "patience": 10, "threshold": 1e-4, "cooldown": 0}
+        given = {key: self.old.take_number(*_places(key)) for key in defaults}
+        found = {key: defaults[key] if value is None else value for key, value in given.items()}
+        lowest = self.old.take_number(*_places("min_lr"))
+        if lowest:
+            found["lowest"] = lowest / self.new["optim"].get("lr", 1.0)
+        if self.old.take(*_places("mode")) == "max":
+            self.note("optim.mode", "was max; here smaller is better, as it is for errors")
+        return found
 
     def _floor(self) -> float:
         lowest: float = self.old.take_number(*_places("eta_min")) or 0.0

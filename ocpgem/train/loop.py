@@ -19,12 +19,12 @@ from ocpgem.data.loader import StepBatch
 from ocpgem.errors import CheckpointError, OcpgemError, TrainingError
 from ocpgem.evaluate.predict import evaluate
 from ocpgem.files import write_text
+from ocpgem.models.potential import Potential
 from ocpgem.parallel import group
 from ocpgem.train.ending import DiskGuard, explained
 from ocpgem.train.logger import MetricLogger, TrainingProgress
 from ocpgem.train.loss import require_labels
 from ocpgem.train.parts import RunParts
-from ocpgem.train.schedule import learning_rate
 from ocpgem.train.signals import StoppedInValidationError
 from ocpgem.train.state import Checkpoints, TrainState
 from ocpgem.train.step import StepRunner
@@ -113,12 +113,11 @@ class TrainingLoop:
         self._state = self._checkpoints.load(self._start, self._parts.engine, self._parts.ema)
         self._saved_step = -1 if self._state.pending_validation is not None else self._state.step
         self._steps.skipped = self._state.skipped
+        self._parts.plateau.load_state_dict(self._state.plateau)
         self._parts.say(f"resuming from {self._start} (step {self._state.step})")
         before, now = self._state.n_steps, self._config.steps
         if before is not None and before != now and self._state.step < now:
-            rates = [
-                learning_rate(self._config.optim, min(self._state.step, n - 1), n) for n in (before, now)
-            ]
+            rates = [self._parts.learning_rate(min(self._state.step, n - 1), n) for n in (before, now)]
             self._parts.say(
                 f"steps was {before} and is {now}: what depends on it follows the new number from here on; "
                 f"the learning rate of the next step is {rates[1]:.3g} instead of {rates[0]:.3g}"
@@ -188,7 +187,7 @@ class TrainingLoop:
         if window.is_empty:  # every step was left out
             return
         numbers = window.numbers()
-        numbers["lr"] = learning_rate(config.optim, state.step - 1, config.steps)
+        numbers["lr"] = self._parts.learning_rate(state.step - 1)
         rate = window.seconds_per_step()
         text = (
             f"epoch {epoch:.2f}  loss {numbers['loss']:.4g}  lr {numbers['lr']:.2g}  "
@@ -219,9 +218,9 @@ class TrainingLoop:
     def _score(self, epoch: float) -> None:
         parts, state = self._parts, self._state
         effort = dataclasses.replace(parts.effort, progress=self._progress.display)
-        with parts.ema.applied():
+        with parts.ema.applied() as potential:
             for index, (split, dataset) in enumerate(parts.val_sets.items()):
-                metrics = evaluate(parts.potential, dataset, effort, label=f"validating {split}")
+                metrics = evaluate(potential, dataset, effort, label=f"validating {split}")
                 self._metrics[split] = metrics
                 state.seconds = time.monotonic() - self._clock
                 self._record("val", metrics, split=split, epoch=epoch)
@@ -230,9 +229,9 @@ class TrainingLoop:
                     f"step {state.step}  {split}: energy MAE {metrics['energy_mae']:.4f} eV{forces}"
                 )
                 if index == 0:
-                    self._keep_if_best(metrics)
+                    self._keep_if_best(potential, metrics)
 
-    def _keep_if_best(self, metrics: dict[str, float]) -> None:
+    def _keep_if_best(self, potential: Potential, metrics: dict[str, float]) -> None:
         """Save the (averaged) weights now in the model if they are the best so far."""
         state, name = self._state, self._config.validation.metric
         if name not in metrics:
@@ -240,13 +239,18 @@ class TrainingLoop:
                 f"validation.metric is {name}, but the first validation set has no labels for it; choose another"
             )
         value = metrics[name]
+        if self._parts.plateau.validated(value):
+            rate = self._parts.learning_rate(min(state.step, self._config.steps - 1))
+            self._parts.say(
+                f"step {state.step}  no better {name} for long: the learning rate falls to {rate:.3g}"
+            )
         if state.best_metric is not None and value >= state.best_metric:
             return
         if group.is_main():
             best = self._parts.run.best
             with self._disk.guarded("the best model"):
                 best.mkdir(exist_ok=True)
-                save_potential(self._parts.potential, best / MODEL_FILE, {"step": state.step, name: value})
+                save_potential(potential, best / MODEL_FILE, {"step": state.step, name: value})
                 write_text(
                     best / "metrics.json", json.dumps({"step": state.step, **metrics}, indent=2) + "\n"
                 )
@@ -255,6 +259,7 @@ class TrainingLoop:
     def _save(self) -> None:
         self._state.seconds = time.monotonic() - self._clock
         self._state.n_steps = self._config.steps
+        self._state.plateau = self._parts.plateau.state_dict()
         self._checkpoints.save(self._state, self._parts.engine, self._parts.ema)
         self._saved_step = self._state.step
 

@@ -15,6 +15,7 @@ from ocpgem.train.config import TrainConfig
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
 from ocpgem.train.run_directory import RunDirectory
+from ocpgem.train.schedule import Plateau, learning_rate
 from ocpgem.train.signals import StopRequest
 
 log = logging.getLogger("ocpgem")
@@ -36,6 +37,12 @@ class RunParts:
     device: torch.device
     stop: StopRequest
     watchdog: Watchdog
+    plateau: Plateau
+
+    def learning_rate(self, step: int, n_steps: int | None = None) -> float:
+        """Of optimiser step `step` (from 0), in a run of `n_steps` if that is not the configuration's number."""
+        n_steps = self.config.steps if n_steps is None else n_steps
+        return learning_rate(self.config.optim, step, n_steps) * self.plateau.factor
 
     def say(self, text: str) -> None:
         """A line on the terminal of rank 0, also kept in the log."""

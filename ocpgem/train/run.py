@@ -27,16 +27,19 @@ from ocpgem.train.batching import eval_batching, prepare_costs, require_work_for
 from ocpgem.train.checkpoint_files import Retention
 from ocpgem.train.config import CheckpointSection, TrainConfig
 from ocpgem.train.datasets import describe_sets, open_data_sets
-from ocpgem.train.ema import ExponentialMovingAverage
+from ocpgem.train.ema import moving_average
 from ocpgem.train.ending import ADVICE
 from ocpgem.train.engine import Engine
 from ocpgem.train.logger import make_console
 from ocpgem.train.loop import TrainingLoop, TrainSummary
+from ocpgem.train.parameters import treatments
 from ocpgem.train.parts import RunParts
 from ocpgem.train.random_state import seed_all
 from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors, scale_factors
+from ocpgem.train.schedule import Plateau
 from ocpgem.train.signals import StopRequest
+from ocpgem.train.start import start_factors, start_weights
 from ocpgem.train.state import Checkpoints
 from ocpgem.train.targets import describe_targets, elements_of, fit_targets
 from ocpgem.train.unusable import leave_out_unusable, usable_training_set
@@ -72,6 +75,8 @@ def _prepared(config: TrainConfig, run_path: Path, stop: StopRequest, device: to
     console = make_console()
     seed_all(config.seed)
     data = open_data_sets(config.data)
+    check_parameters(config)
+    set_precision(config, device)
     run = RunDirectory(run_path)
     checkpoints = Checkpoints(run.checkpoints, _retention(config.checkpoint))
     found = _prepare_on_main(run, config, device, checkpoints, console)
@@ -79,6 +84,18 @@ def _prepared(config: TrainConfig, run_path: Path, stop: StopRequest, device: to
         data = leave_out_unusable(config, data, run.path, partial(_say, console))
         parts = _assemble(config, run, data.training_set, data.val, device, console, stop)
     return TrainingLoop(parts, checkpoints, found)
+
+
+def check_parameters(config: TrainConfig) -> None:
+    """Raise ConfigError where groups of parameters name what the model does not have."""
+    with torch.device("meta"):
+        treatments(Potential(config.model, Normalization()), config.optim)
+
+
+def set_precision(config: TrainConfig, device: torch.device) -> None:
+    """Let a GPU multiply in TF32 if the configuration allows it; nothing else knows TF32."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.precision == "high" else "highest")
 
 
 def _assemble(
@@ -117,7 +134,7 @@ def _assemble(
         config=config,
         potential=potential,
         engine=engine,
-        ema=ExponentialMovingAverage(potential, config.optim.ema_decay),
+        ema=moving_average(potential, config.optim.ema_decay, config.parallel.zero_stage),
         loader=loader,
         val_sets=val_sets,
         effort=Effort(eval_batching(config.data, costs), settings=settings, progress=False),
@@ -126,6 +143,7 @@ def _assemble(
         device=device,
         stop=stop,
         watchdog=Watchdog(config.faults.hang_seconds, run.path, ADVICE),
+        plateau=Plateau(config.optim.schedule.on_plateau),
     )
 
 
@@ -147,6 +165,9 @@ def prepare_potential(
     potential = Potential(config.model, Normalization.model_validate(values["normalization"]))
     if config.model.shared_embedding:
         potential.model.atom_embedding.start_from_shared(values["elements"])
+    if config.start_from is not None and not any(run.checkpoints.glob("*")):
+        for line in start_weights(potential, config.start_from):
+            _say(console, line)
     apply_factors(potential, values["scale_factors"], str(file))
     potential.train_in_bf16 = config.precision == "bf16"
     potential.model.checkpoint_activations = config.activation_checkpointing
@@ -178,6 +199,8 @@ def _fit(
     if config.scale_factors.file is not None:
         factors = read_scale_factors(Path(config.scale_factors.file))
         apply_factors(potential, factors, f"scale_factors.file: {config.scale_factors.file}")
+    elif config.start_from is not None:
+        factors = start_factors(potential, config.start_from)
     else:
         fitted = fit_scales(config, train_set, potential, console)
         factors = {scale.name: scale.factor for scale in fitted}

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class TrainState:
     """The `steps` of the configuration, on which a schedule may depend."""
     skipped: int = 0
     """Steps left out because their loss was not finite."""
+    plateau: dict[str, float] = field(default_factory=dict)
+    """What `ocpgem.train.schedule.Plateau` goes on from."""
     pending_validation: float | None = None
     """The epoch of a validation that a signal cut short and that comes first when the run goes on."""
 
@@ -103,10 +105,11 @@ class Checkpoints:
         """Begin to write the state of the run; every rank calls it. `finish` waits for the end."""
         engine_state = engine.state()
         generators = group.gather_objects(random_state())
+        averaged = ema.state_dict()
         if not group.is_main():
             return
         self.finish()
-        average = {name: value.detach().cpu().clone() for name, value in ema.state_dict().items()}
+        average = {name: value.detach().cpu().clone() for name, value in averaged.items()}
         content = {
             "format": _FORMAT,
             "version": _VERSION,

@@ -13,7 +13,6 @@ from ocpgem.parallel import group
 from ocpgem.train.faults import FaultFile, Report, Trouble, report_of
 from ocpgem.train.loss import GlobalCounts, loss_share
 from ocpgem.train.parts import RunParts
-from ocpgem.train.schedule import learning_rate
 
 
 class StepRunner:
@@ -53,7 +52,7 @@ class StepRunner:
                 return None
             else:
                 self._give_up(step_batch, reports)
-        norm = engine.step(learning_rate(self._config.optim, step_batch.step, self._config.steps))
+        norm = engine.step(parts.learning_rate(step_batch.step))
         if norm is not None and not math.isfinite(norm):  # the norm is that of all ranks, so all raise
             raise TrainingError(
                 f"the gradient is not finite at step {step_batch.step + 1} although the loss is; "

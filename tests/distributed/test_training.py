@@ -36,7 +36,7 @@ RESUME_FROM = 36
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("nproc", [1, 2, 4])
 def test_the_engine_takes_the_steps_of_plain_torch(
     nproc: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,13 +45,13 @@ def test_the_engine_takes_the_steps_of_plain_torch(
     program = [sys.executable, str(Path(__file__).with_name("engine_against_torch.py"))]
     assert run_local([str(tmp_path / "found.json")], nproc, program=program) == 0
     found = json.loads((tmp_path / "found.json").read_text())
-    assert len(found) == 4
+    assert len(found) == 7
     for case, numbers in found.items():
-        assert numbers["difference"] < 1e-6, case
+        assert numbers["difference"] < 1e-5, case
         assert numbers["ranks_equal"], case
         # It would be no test without accumulation, padding, clipping and a visible change.
         assert numbers["micro_batches"] > 1, case
-        assert numbers["padding"] == nproc - 1, case
+        assert (numbers["padding"] > 0) == (nproc > 1), case
         assert numbers["norm"] > 1, case
         assert numbers["moved"] > 0.01, case
 

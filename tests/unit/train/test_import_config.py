@@ -50,7 +50,6 @@ def test_the_old_layout_becomes_our_published_configuration(tmp_path: Path) -> N
     assert done.config.steps == 80 * 7813
     for said in (
         "optim.batch_size: was 32 per GPU",
-        "optim.scheduler, optim.factor, optim.mode, optim.patience: ReduceLROnPlateau does not exist here yet",
         "optim.weight_decay: is 0.01, on which v1 acted",
         "model.scale_file: is not read",
         "model.otf_graph: edges are always computed",

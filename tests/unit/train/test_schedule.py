@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from ocpgem.train.config import OptimSection, ScheduleSection
-from ocpgem.train.schedule import learning_rate
+from ocpgem.train.config import OptimSection, PlateauSection, ScheduleSection
+from ocpgem.train.schedule import Plateau, learning_rate
 
 
 def optim(**schedule: object) -> OptimSection:
@@ -66,3 +66,52 @@ def test_the_same_step_always_gives_the_same_rate() -> None:
 def test_milestones_belong_to_the_step_schedule_and_increase(schedule: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ScheduleSection.model_validate(schedule)
+
+
+def test_exponential_falls_by_the_final_factor_in_every_period() -> None:
+    settings = optim(name="exponential", decay_steps=10, final_factor=0.01, warmup_steps=2)
+    assert learning_rate(settings, 2, 100) == pytest.approx(0.1)
+    assert learning_rate(settings, 12, 100) == pytest.approx(0.001)
+    assert learning_rate(settings, 7, 100) == pytest.approx(0.01)
+
+
+def test_plateau_lowers_the_rate_after_more_bad_validations_than_its_patience() -> None:
+    plateau = Plateau(PlateauSection(factor=0.5, patience=2))
+    falls = [plateau.validated(metric) for metric in (3.0, 2.0, 2.0, 2.1, 2.0, 1.0, 1.5, 1.5, 1.5)]
+    assert falls == [False] * 4 + [True] + [False] * 3 + [True]
+    assert plateau.factor == 0.25
+
+
+def test_plateau_agrees_with_torch() -> None:
+    import torch
+
+    metrics = [5, 4, 4, 4.1, 4, 3.9996, 4, 3, 3.1, 3.2, 3.3, 3.4, 3.5, 2.9, 3, 3, 3, 3, 3, 3, 3, 3]
+    for patience, cooldown in ((0, 0), (1, 2), (2, 0), (3, 1)):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, factor=0.8, patience=patience, cooldown=cooldown
+        )
+        ours = Plateau(PlateauSection(factor=0.8, patience=patience, cooldown=cooldown))
+        for metric in metrics:
+            theirs.step(metric)
+            ours.validated(metric)
+            assert ours.factor == pytest.approx(optimizer.param_groups[0]["lr"]), (patience, cooldown)
+
+
+def test_plateau_goes_on_from_its_state() -> None:
+    section = PlateauSection(factor=0.5, patience=1, cooldown=1)
+    whole, first, second = Plateau(section), Plateau(section), Plateau(section)
+    metrics = [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    expected = [whole.validated(metric) for metric in metrics]
+    found = [first.validated(metric) for metric in metrics[:4]]
+    second.load_state_dict(first.state_dict())
+    assert found + [second.validated(metric) for metric in metrics[4:]] == expected
+    assert second.state_dict() == whole.state_dict()
+
+
+def test_without_a_section_the_rate_is_left_alone() -> None:
+    plateau = Plateau(optim(name="cosine").schedule.on_plateau)
+    assert not any(plateau.validated(1.0) for _ in range(20))
+    assert optim(name="plateau").schedule.on_plateau == PlateauSection()
+    with pytest.raises(ValueError, match="decay_steps must be given"):
+        ScheduleSection(name="exponential")
