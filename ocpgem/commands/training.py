@@ -9,7 +9,7 @@ from ocpgem.commands.output import make_console, print_metrics
 from ocpgem.errors import RequestError
 
 if TYPE_CHECKING:
-    from ocpgem.train.loop import TrainSummary
+    from ocpgem.train.parts import TrainSummary
     from ocpgem.train.signals import StopRequest
     from ocpgem.train.targets import Targets
 

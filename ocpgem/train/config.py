@@ -261,6 +261,9 @@ class TrainConfig(Section):
         "third more work with direct forces (little is saved with gradient forces)",
     )
     log_every_steps: int = Field(10, ge=1)
+    histograms_every_steps: int | None = Field(
+        None, ge=1, description="write the distributions of the averaged weights to TensorBoard; null: never"
+    )
     start_from: StartSection | None = Field(None, description="null: random weights")
     data: DataSection
     model: GemNetConfig

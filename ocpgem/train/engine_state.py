@@ -35,6 +35,10 @@ def gather(module: nn.Module, zero: Any, stage: int) -> OptimizerState:
     states = [state for state in _torch_optimizer(zero, stage).state.values() if state]
     if not states:
         return OptimizerState()
+    if stage in (1, 2):
+        # DeepSpeed links parameters to their state when the first of several groups has stepped, the others not yet.
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
     kinds = [kind for kind, value in states[0].items() if _is_moment(value)]
     found = OptimizerState({kind: {} for kind in kinds})
     found.numbers = {

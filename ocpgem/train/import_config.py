@@ -269,6 +269,11 @@ class _Translation:
         lowest = self.old.take_number(*_places("lr_min_factor"))
         if "plateau" in kind:
             schedule: dict[str, Any] = {"name": "plateau", "plateau": self._plateau()}
+            if not self.new.get("data", {}).get("val"):
+                schedule = {"name": "cosine", "final_factor": 0.01}
+                self.note(
+                    "optim.scheduler", f"{name} needs a validation set; without one, a cosine over all steps"
+                )
         elif "cosine" in kind:
             schedule = {"name": "cosine", "final_factor": self._floor() if lowest is None else lowest}
             period = self.old.take_number(*_places("T_max"))
@@ -293,8 +298,11 @@ class _Translation:
         lowest = self.old.take_number(*_places("min_lr"))
         if lowest:
             found["lowest"] = lowest / self.new["optim"].get("lr", 1.0)
-        if self.old.take(*_places("mode")) == "max":
-            self.note("optim.mode", "was max; here smaller is better, as it is for errors")
+        mode = self.old.take(*_places("mode"))
+        if mode is not None:
+            self.note(
+                "optim.mode", f"was {mode}; of validation.metric the smaller value is always the better one"
+            )
         return found
 
     def _floor(self) -> float:

@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import Tensor
 
 from ocpgem.train.run_directory import RunDirectory
 
@@ -39,6 +40,11 @@ class MetricLogger:
         prefix = f"{kind}/{labels['split']}" if "split" in labels else kind
         for name, value in numbers.items():
             self._tensorboard.add_scalar(f"{prefix}/{name}", value, step)
+
+    def histograms(self, step: int, weights: dict[str, Tensor]) -> None:
+        """The distribution of the values of each parameter, in TensorBoard."""
+        for name, values in weights.items():
+            self._tensorboard.add_histogram(name.removeprefix("model.").replace(".", "/"), values, step)
 
     def close(self) -> None:
         self._file.close()

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +23,13 @@ from ocpgem.parallel import group
 from ocpgem.train.ending import DiskGuard, explained
 from ocpgem.train.logger import MetricLogger, TrainingProgress
 from ocpgem.train.loss import require_labels
-from ocpgem.train.parts import RunParts
+from ocpgem.train.parts import RunParts, TrainSummary
 from ocpgem.train.signals import StoppedInValidationError
 from ocpgem.train.state import Checkpoints, TrainState
 from ocpgem.train.step import StepRunner
+from ocpgem.train.summary import as_text, peak_bytes
 
 log = logging.getLogger("ocpgem")
-
-
-@dataclass
-class TrainSummary:
-    """How a call of the training loop ended."""
-
-    steps_done: int
-    stopped_by: signal.Signals | None = None
-    """The signal that ended it early, if any."""
-    checkpoint: Path | None = None
-    """Where the state after the last step is."""
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    """The last validation, by split."""
 
 
 class TrainingLoop:
@@ -62,6 +49,7 @@ class TrainingLoop:
         self._stopped_by: signal.Signals | None = None
         self._metrics: dict[str, dict[str, float]] = {}
         self._saved_step = -1
+        self._waited = 0.0  # seconds for data, since the last report
 
     def run(self) -> TrainSummary:
         """Train; every rank calls it and returns the same summary.
@@ -80,7 +68,11 @@ class TrainingLoop:
         with self._disk.writer_threads():
             self._guarded()
         hook.remove()
-        return TrainSummary(self._state.step, self._stopped_by, self._checkpoint, self._metrics)
+        summary = TrainSummary(self._state.step, self._stopped_by, self._checkpoint, self._metrics)
+        if group.is_main():
+            with self._disk.guarded("the summary"):
+                write_text(parts.run.path / "summary.txt", as_text(summary, self._state, parts))
+        return summary
 
     def _guarded(self) -> None:
         """Train; whatever ends it, the files are closed and the reason is a sentence."""
@@ -156,6 +148,8 @@ class TrainingLoop:
                 window = _Window(self._parts.device)
             self._tell_problem()
             with window.paused():
+                if config.histograms_every_steps and state.step % config.histograms_every_steps == 0:
+                    self._record_weights()
                 if last or state.step % config.validation.every_steps == 0:
                     self._validate(step_batch.epoch)
                 if state.step % config.checkpoint.every_steps == 0:
@@ -169,7 +163,9 @@ class TrainingLoop:
         step_batch, error = None, None
         self._parts.watchdog.beat(f"loading the batch of step {self._state.step + 1}")
         try:
+            begin = time.monotonic()
             step_batch = next(steps)
+            self._waited += time.monotonic() - begin
             for batch, _ in step_batch.micro_batches:
                 require_labels(batch, forces=self._config.loss.forces > 0)
         except OcpgemError as caught:
@@ -189,6 +185,8 @@ class TrainingLoop:
         numbers = window.numbers()
         numbers["lr"] = self._parts.learning_rate(state.step - 1)
         rate = window.seconds_per_step()
+        numbers["data_wait_share"], self._waited = self._waited / max(1e-9, window.seconds), 0.0
+        numbers["memory_gb"] = peak_bytes(self._parts.device) / 1e9
         text = (
             f"epoch {epoch:.2f}  loss {numbers['loss']:.4g}  lr {numbers['lr']:.2g}  "
             f"{numbers['systems_per_second']:.1f} systems/s"
@@ -201,6 +199,12 @@ class TrainingLoop:
             with self._disk.guarded("the metrics"):
                 seconds = round(self._state.seconds, 3)
                 self._logger.write(kind, self._state.step, numbers, **labels, seconds=seconds)
+
+    def _record_weights(self) -> None:
+        weights = self._parts.ema.state_dict()  # a collective under ZeRO-3
+        if self._logger is not None:
+            with self._disk.guarded("the histograms"):
+                self._logger.histograms(self._state.step, weights)
 
     def _validate(self, epoch: float) -> None:
         """Score the validation sets; where a signal comes, a resumed run begins with them."""
@@ -308,8 +312,12 @@ class _Window:
         if norm is not None:
             self._norms.append(norm)
 
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
     def seconds_per_step(self) -> float:
-        return (time.monotonic() - self._start) / max(1, self._n_steps)
+        return self.seconds / max(1, self._n_steps)
 
     def numbers(self) -> dict[str, float]:
         """The loss over all ranks, the gradient norm and the throughput."""

@@ -1,7 +1,9 @@
 """What the parts of the training loop work with."""
 
 import logging
-from dataclasses import dataclass
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -19,6 +21,19 @@ from ocpgem.train.schedule import Plateau, learning_rate
 from ocpgem.train.signals import StopRequest
 
 log = logging.getLogger("ocpgem")
+
+
+@dataclass
+class TrainSummary:
+    """How a call of the training loop ended."""
+
+    steps_done: int
+    stopped_by: signal.Signals | None = None
+    """The signal that ended it early, if any."""
+    checkpoint: Path | None = None
+    """Where the state after the last step is."""
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The last validation, by split."""
 
 
 @dataclass

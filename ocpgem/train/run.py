@@ -31,9 +31,9 @@ from ocpgem.train.ema import moving_average
 from ocpgem.train.ending import ADVICE
 from ocpgem.train.engine import Engine
 from ocpgem.train.logger import make_console
-from ocpgem.train.loop import TrainingLoop, TrainSummary
+from ocpgem.train.loop import TrainingLoop
 from ocpgem.train.parameters import treatments
-from ocpgem.train.parts import RunParts
+from ocpgem.train.parts import RunParts, TrainSummary
 from ocpgem.train.random_state import seed_all
 from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors, scale_factors

@@ -26,6 +26,7 @@ _BEFORE_A_RUN = {LOCK_FILE, "jobs"}
 CHANGEABLE = {
     "steps",
     "log_every_steps",
+    "histograms_every_steps",
     "validation.every_steps",
     "checkpoint.every_steps",
     "checkpoint.keep",

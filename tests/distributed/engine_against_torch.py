@@ -45,7 +45,8 @@ def make_loader(potential: Potential) -> TrainLoader:
     dataset = InMemoryDataset(SYSTEMS)
     recipe = Recipe(dataset, potential.graph_spec)
     batching = cost.Batching(
-        cost.Budget(cost.SYSTEMS, 6 if group.world_size() == 4 else 4), cost.Budget(cost.STORED_EDGES, int(dataset.n_edges.max()))
+        cost.Budget(cost.SYSTEMS, 6 if group.world_size() == 4 else 4),
+        cost.Budget(cost.STORED_EDGES, int(dataset.n_edges.max())),
     )
     return TrainLoader(recipe, batching, 0, group.rank(), group.world_size())
 
