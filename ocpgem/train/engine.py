@@ -182,6 +182,8 @@ def import_deepspeed() -> Any:
 
     logger.setLevel(logging.ERROR)
     # DeepSpeed still calls what torch 2.13 has renamed; users can do nothing about it.
-    warnings.filterwarnings("ignore", r".*all_gather_into_tensor. is deprecated", FutureWarning)
+    warnings.filterwarnings(
+        "ignore", r".*(all_gather_into|reduce_scatter)_tensor. is deprecated", FutureWarning
+    )
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
