@@ -4,13 +4,13 @@
 
 trains an ensemble on the systems of s2ef_train, predicts the four unlabelled test splits, and writes
 WORK/submission.npz with its provenance. All test systems are unseen in training, so what counts is the error on unseen
-systems: four training systems are held out (`data split`, by system) to fit how far forces are trusted, and
-s2ef_val_id, which nothing is fitted on, tells what the whole is worth. The report goes to
-benchmarks/results/leaderboard.md.
+systems: four training systems are held out (`data split`, by system), and with the four of s2ef_val_id they decide how
+far the forces are trusted. Leaving each of the eight out of that fit tells what it is worth. The report goes to
+benchmarks/results/leaderboard_table.md.
 
 The rule: a force is the mean over the members times a * max(0, 1 - c s^2 / |F|^2), where s is the spread of the members
 and |F| the length of the mean: forces that the members disagree on become zero. The energy is m + b (E - m), E the mean
-over the members and m the median energy of the training systems. a, c and b minimise the MAE of the held-out systems.
+over the members and m the median energy of the training systems. a, c and b minimise the mean MAE of the eight systems.
 
 The script may be stopped at any time and started again; what is done is kept.
 """
@@ -29,11 +29,17 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ocpgem.data.open import open_dataset
-from ocpgem.evaluate.prediction_set import PredictionSet, read_provenance, read_raw, score, write_predictions
+from ocpgem.evaluate.prediction_set import (
+    PredictionSet,
+    join,
+    read_provenance,
+    read_raw,
+    score,
+    write_predictions,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("id", "ood_ads", "ood_cat", "ood_both")
-SHOWN = ("forces_mae", "forces_cosine_similarity", "energy_mae", "energy_within_threshold")
 
 
 @dataclass(frozen=True)
@@ -138,18 +144,33 @@ def predict(folders: list[Path], path: Path, out: Path) -> PredictionSet:
     return read_raw(out)
 
 
-def guess(each: PredictionSet, median_energy: float) -> PredictionSet:
-    """Zero forces and the median energy of training, the simplest guess."""
-    energy = np.full(len(each), median_energy)
-    return PredictionSet(**each.columns() | {"forces": np.zeros_like(each.forces), "energy": energy})
+def of_systems(each: PredictionSet, sids: NDArray[np.int64]) -> PredictionSet:
+    """The predictions of some systems."""
+    return each.take(np.flatnonzero(np.isin(each.sid, sids)))
 
 
-def table(title: str, rows: dict[str, PredictionSet]) -> list[str]:
-    """A Markdown table of the metrics."""
-    lines = ["", f"### {title}", "", f"| | {' | '.join(SHOWN)} |", "|---|" + "---:|" * len(SHOWN)]
-    for name, each in rows.items():
-        found = score(each)
-        lines.append(f"| {name} | {' | '.join(f'{found[metric]:.4f}' for metric in SHOWN)} |")
+def by_system(each: PredictionSet, median_energy: float, rule: Rule) -> list[str]:
+    """A Markdown table of the errors on every unseen system, and their means; the last column of each three is honest:
+
+    the rule is fitted on the other systems.
+    """
+    lines = [
+        "",
+        "Force MAE in eV/A and energy MAE in eV on systems that no member has seen, and their means over systems:",
+        "",
+        "| system | zero force | members | rule | rule without it | median energy | members | rule | rule without it |",
+        "|---|" + "---:|" * 8,
+    ]
+    rows = []
+    sids = np.unique(each.sid)
+    for sid in sids:
+        mine = of_systems(each, sid)
+        other = fit_rule(of_systems(each, np.setdiff1d(sids, sid)), median_energy)
+        nothing = Rule(0.0, 0.0, 0.0, median_energy)
+        scores = [score(found) for found in (nothing.apply(mine), mine, rule.apply(mine), other.apply(mine))]
+        rows.append([found["forces_mae"] for found in scores] + [found["energy_mae"] for found in scores])
+        lines.append(f"| {sid} | {' | '.join(f'{value:.4f}' for value in rows[-1])} |")
+    lines.append(f"| mean | {' | '.join(f'{value:.4f}' for value in np.mean(rows, axis=0))} |")
     return lines
 
 
@@ -160,9 +181,11 @@ def main() -> None:
     parser.add_argument("--source", type=Path, default=ROOT.parent / "shared" / "data" / "oc20")
     parser.add_argument("--work", type=Path, default=Path("runs/leaderboard"))
     parser.add_argument("--data", type=Path, default=Path("data/leaderboard"))
-    parser.add_argument("--members", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--report", type=Path, default=ROOT / "benchmarks" / "results" / "leaderboard.md")
+    parser.add_argument("--members", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument(
+        "--report", type=Path, default=ROOT / "benchmarks" / "results" / "leaderboard_table.md"
+    )
     args = parser.parse_args()
     prepare(args.source, args.data)
     folders = train(args.data, args.work, args.members, args.steps)
@@ -170,25 +193,17 @@ def main() -> None:
     median = float(np.median([training[index].energy for index in range(0, len(training), 4)]))
     held_out = predict(folders, args.data / "calibration_some" / "some", args.work / "calibration.npz")
     unseen = predict(folders, args.data / "s2ef_val_id_some" / "some", args.work / "val_id.npz")
-    rule = fit_rule(held_out, median)
-    print(rule)
+    each = join([held_out, unseen])
+    rule = fit_rule(each, median)
     lines = [
         "# A leaderboard submission from real data",
         "",
-        "    python benchmarks/leaderboard/rehearsal.py"
-        + "".join(f" --{name} {getattr(args, name)}" for name in ("members", "steps")),
+        f"    python benchmarks/leaderboard/rehearsal.py --members {args.members} --steps {args.steps}",
         "",
-        f"wrote this file: {args.members} members, {args.steps} steps of 8 frames each on 16 systems; "
-        f"rule {json.dumps(asdict(rule))}.",
+        f"wrote this file: {args.members} members, {args.steps} steps of 8 frames each on 16 systems.",
+        f"The rule: {json.dumps(asdict(rule))}.",
+        *by_system(each, median, rule),
     ]
-    for title, each in (("Held-out training systems (the rule is fitted on them)", held_out),
-                        ("s2ef_val_id: unseen systems, nothing fitted on them", unseen)):  # fmt: skip
-        rows = {
-            "zero forces, median energy": guess(each, median),
-            "mean of the members": each,
-            "with the rule": rule.apply(each),
-        }
-        lines += table(title, rows)
     args.report.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     submit(args, folders, rule)

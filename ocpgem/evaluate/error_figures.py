@@ -26,7 +26,7 @@ def error_by_adsorbate(theme: Theme, sets: Sets) -> "Figure":
         names[np.argsort(-totals, kind="stable")][:_MOST_ADSORBATES].tolist(), key=lambda n: (len(n), n)
     )
     order = shown + sorted(set(names.tolist()) - set(shown))
-    width = max(4.0, 0.8 + 0.42 * len(shown))
+    width = min(6.2, max(4.0, 0.8 + 0.42 * len(shown)))
 
     def panel(each: "breakdown.PredictionSet", forces: bool) -> Breakdown:
         found = breakdown.by_adsorbate(each, order, forces)
