@@ -208,5 +208,7 @@ def _load_for_inference(args: argparse.Namespace) -> "Model":
 def _effort(args: argparse.Namespace) -> "Effort":
     from ocpgem.data.loader import WorkerSettings
     from ocpgem.evaluate.predict import Effort
+    from ocpgem.parallel.device import choose_device
 
-    return Effort(args.batch_size, args.max_edges, WorkerSettings(workers=args.workers))
+    settings = WorkerSettings(args.workers, pin_memory=choose_device().type == "cuda")
+    return Effort(args.batch_size, args.max_edges, settings)

@@ -7,9 +7,13 @@ tensors, so their number changes nothing but the speed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +26,7 @@ from ocpgem.data.cost import Batching, Budget, systems_per_batch
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.draws import all_once
 from ocpgem.data.plan import Ints, StepPlan, TrainPlan, check_fits, plan_evaluation
+from ocpgem.data.reading import NOTHING, ReadingNotes, reading_notes, worker_killed
 from ocpgem.data.system import MAX_ATOMIC_NUMBER, System
 from ocpgem.data.transport import Packed, pack
 from ocpgem.errors import DataError, OcpgemError
@@ -80,11 +85,16 @@ class EvalBatch:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """How batches are prepared: worker processes (0: in the caller), items each prepares ahead, pinning."""
+    """How batches are prepared: worker processes (0: in the caller), items each prepares ahead, pinning.
+
+    start: workers are copies of this process (fork) or new ones (spawn: seconds slower to start, and right where
+    libraries do not survive a fork).
+    """
 
     workers: int = 0
     prefetch: int = 2
     pin_memory: bool = False
+    start: Literal["fork", "spawn"] = "fork"
 
 
 @dataclass(frozen=True)
@@ -99,12 +109,21 @@ class Recipe:
     elements: tuple[int, ...] | None = None
     """The elements that the model has reference energies for, where it has any; others are refused."""
 
-    def prepare(self, indices: Ints, draw: tuple[int, int] | None = None) -> tuple[Batch, Topology]:
+    def prepare(
+        self,
+        indices: Ints,
+        draw: tuple[int, int] | None = None,
+        note: Callable[[int], object] = lambda index: None,
+    ) -> tuple[Batch, Topology]:
         """The batch of some records and its topology; raises DataError naming the record at fault.
 
         draw: seed and step of a training batch; with the record's index they decide which elements are hidden.
+        note: told each record before it is touched.
         """
-        systems = [self.dataset[index] for index in indices.tolist()]
+        systems = []
+        for index in indices.tolist():
+            note(index)
+            systems.append(self.dataset[index])
         hidden = None
         if draw is not None and self.hide_elements > 0:
             hidden = np.concatenate(
@@ -115,7 +134,8 @@ class Recipe:
             )
         batch = collate(systems, self.max_atomic_number, hidden, self.elements)
         edges = []
-        for system in systems:
+        for index, system in zip(indices.tolist(), systems, strict=True):
+            note(index)
             try:
                 edges.append(system_edges(system.pos, system.cell, system.pbc, self.graph, system.tags))
             except DataError as error:
@@ -245,14 +265,14 @@ class _PrepareStep:
     recipe: Recipe
     seed: int
 
-    def __getitem__(self, plan: StepPlan) -> StepBatch:
+    def prepare(self, plan: StepPlan, note: Callable[[int], None]) -> StepBatch:
         return StepBatch(
             step=plan.step,
             drawn=plan.drawn,
             indices=plan.micro_batches,
             epoch=plan.epoch,
             micro_batches=[
-                self.recipe.prepare(indices, (self.seed, plan.step)) for indices in plan.micro_batches
+                self.recipe.prepare(indices, (self.seed, plan.step), note) for indices in plan.micro_batches
             ],
             n_padding=plan.n_padding,
             n_systems_global=plan.n_systems_global,
@@ -264,57 +284,80 @@ class _PrepareStep:
 class _PrepareEvaluation:
     recipe: Recipe
 
-    def __getitem__(self, indices: Ints) -> EvalBatch:
-        return EvalBatch(*self.recipe.prepare(indices), indices)
+    def prepare(self, indices: Ints, note: Callable[[int], None]) -> EvalBatch:
+        return EvalBatch(*self.recipe.prepare(indices, note=note), indices)
 
 
 @dataclass(frozen=True)
 class _Guarded:
     """Hands errors over as values, and tensors from a worker in one block."""
 
-    source: Any
+    source: _PrepareStep | _PrepareEvaluation
+    notes: ReadingNotes
 
     def __getitem__(self, item: Any) -> Any:
         try:
-            prepared = self.source[item]
+            prepared = self.source.prepare(item, self.notes.note)
             return prepared if get_worker_info() is None else pack(prepared)
         except OcpgemError as error:
             return _Failure(type(error), str(error))
+        finally:
+            self.notes.note(NOTHING)
 
 
-def _prepare(source: Any, items: Any, settings: WorkerSettings) -> Iterator[Any]:
+def _prepare(
+    source: _PrepareStep | _PrepareEvaluation, items: Any, settings: WorkerSettings
+) -> Iterator[Any]:
     workers = settings.workers
+    notes = reading_notes(workers)
     loader: DataLoader[Any] = DataLoader(
-        _Guarded(source),  # type: ignore[arg-type]
+        _Guarded(source, notes),  # type: ignore[arg-type]
         batch_size=None,
         sampler=items,
         collate_fn=_unchanged,
         num_workers=workers,
         prefetch_factor=settings.prefetch if workers else None,
         pin_memory=settings.pin_memory,
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=functools.partial(_start_worker, notes),
+        multiprocessing_context=settings.start if workers else None,
         generator=torch.Generator(),  # its own, so that starting a loader draws nothing from the run's
     )
     try:
-        for prepared in loader:
+        with _deaths_seen_by_the_loader_only():
+            prepared_items = iter(loader)
+        for prepared in prepared_items:
             if isinstance(prepared, _Failure):
                 raise prepared.kind(prepared.message)
             yield prepared.unpack() if isinstance(prepared, Packed) else prepared
-    except RuntimeError as error:
-        if "worker" in str(error) and "exited unexpectedly" in str(error):
-            raise DataError(
-                "a data worker was killed, most often because memory (or /dev/shm) ran out; "
-                "use fewer workers or smaller batches"
-            ) from error
-        raise
+    except (RuntimeError, OSError, EOFError) as error:
+        # Torch says so, or what a worker had prepared is gone with it.
+        death = notes.death(source.recipe.dataset) if workers else None
+        if death is None and "DataLoader worker" not in str(error):
+            raise
+        raise death or worker_killed() from error  # a worker that died before it began has noted nothing
+
+
+@contextmanager
+def _deaths_seen_by_the_loader_only() -> Iterator[None]:
+    """Keep what handles SIGCHLD as it is.
+
+    Torch's handler would raise a worker's death wherever the main thread is, in the middle of a training step; the
+    loader finds it out anyway when it waits for the worker.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if in_main_thread and before is not None:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _unchanged(item: Any) -> Any:
     return item
 
 
-def _use_one_thread(worker: int) -> None:
+def _start_worker(notes: ReadingNotes, number: int) -> None:
     torch.set_num_threads(1)
+    notes.note(NOTHING)
 
 
 def _check_largest(dataset: Dataset, limit: Budget | None) -> None:

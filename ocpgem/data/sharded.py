@@ -46,9 +46,19 @@ class ShardedDataset(Dataset, Generic[Shard]):
             index += len(self)
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has {len(self)} records; there is no record {index}")
-        number = bisect.bisect_right(self._ends, index)
-        place = index - (self._ends[number - 1] if number else 0)
+        number, place = self._locate(index)
         return self._read(self._shard(number), place, index)
+
+    def origin(self, index: int) -> str:
+        """The folder that holds a system and its number there, and in which of several files it is."""
+        number, place = self._locate(index)
+        file = f" (record {place} of {self._files[number].name})" if len(self._files) > 1 else ""
+        return f"{self.path}, record {index}{file}"
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """The number of the file that holds a record, and its place there."""
+        number = bisect.bisect_right(self._ends, index)
+        return number, index - (self._ends[number - 1] if number else 0)
 
     @property
     def sizes(self) -> SizeTable:

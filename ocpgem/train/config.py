@@ -53,6 +53,10 @@ class DataSection(Section):
     workers: int = Field(
         1, ge=0, le=256, description="loader processes per rank; 0 loads in the training process"
     )
+    worker_start: Literal["fork", "spawn"] = Field(
+        "fork",
+        description="spawn: loader processes start anew, for libraries (some MPI and InfiniBand) that a fork breaks",
+    )
 
     @property
     def train_sets(self) -> list[DataSetSection]:

@@ -117,7 +117,9 @@ def _assemble(
     )
     for line in describe_sets(config.data, train_set, config.seed):
         console.print(line, highlight=False, soft_wrap=True)
-    settings = WorkerSettings(workers=config.data.workers, pin_memory=device.type == "cuda")
+    settings = WorkerSettings(
+        config.data.workers, pin_memory=device.type == "cuda", start=config.data.worker_start
+    )
     recipe = Recipe(
         train_set,
         potential.graph_spec,

@@ -34,6 +34,7 @@ CHANGEABLE = {
     "checkpoint.keep_hours",
     "checkpoint.keep_best",
     "data.workers",
+    "data.worker_start",
     "faults.non_finite",
     "faults.max_skipped",
     "faults.hang_seconds",

@@ -69,7 +69,9 @@ class StepRunner:
         try:
             for index, (on_host, topology_on_host) in enumerate(step_batch.micro_batches):
                 doing = _described(topology_on_host)
-                batch, topology = on_host.to(parts.device), topology_on_host.to(parts.device)
+                # From pinned memory, so that the copy is queued while the device still computes.
+                batch = on_host.to(parts.device, non_blocking=True)
+                topology = topology_on_host.to(parts.device, non_blocking=True)
                 # Padding repeats a system only so that every rank runs as many micro-batches.
                 share = self._share(step_batch, batch, topology) * float(index < n_real)
                 if not parts.engine.local_first:

@@ -2,6 +2,8 @@ import dataclasses
 import itertools
 import os
 import signal
+import time
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -88,22 +90,59 @@ def test_an_element_beyond_the_models_table_is_named(recipe):
 def test_a_system_that_never_fits_is_named_before_training(recipe):
     limited = Batching(Budget(SYSTEMS, 4), Budget(STORED_EDGES, 10))
     with pytest.raises(
-        RequestError, match=r"train, record \d+ \(sid \d+, frame \d\) has \d+ edges, more than"
+        RequestError,
+        match=r"train, record \d+ \(record \d of data\.000\d\.lmdb\) \(sid \d+, frame \d\) has \d+ edges, more",
     ):
         TrainLoader(recipe, limited, seed=0)
     with pytest.raises(RequestError, match="more than max_edges 10"):
         EvalLoader(recipe, limited)
 
 
-class DiesWhenRead(InMemoryDataset):
+class DiesAt13(LmdbDataset):
+    """Kills the process that reads record 13."""
+
     def __getitem__(self, index):
-        os.kill(os.getpid(), signal.SIGKILL)
+        if index == 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
 
 
-def test_a_killed_worker_is_reported(make_system):
-    recipe = Recipe(DiesWhenRead([make_system()]), GRAPH)
+WHAT_DIED = (
+    r"^a data worker was killed while it worked on \S*train, record 13 \(record 5 of data\.0001\.lmdb\), most"
+)
+
+
+def test_a_killed_worker_is_reported_with_what_it_was_reading(recipe):
+    deadly = dataclasses.replace(recipe, dataset=DiesAt13(recipe.dataset.path))
+    loader = TrainLoader(deadly, 1, seed=0, settings=WorkerSettings(workers=2))
+    with pytest.raises(DataError, match=WHAT_DIED):
+        take(loader, 21)
+
+
+def test_a_worker_that_dies_during_a_step_does_not_interrupt_it(recipe):
+    """Torch would raise its death in the middle of whatever the main process does."""
+    before = set(active_children())
+    steps = TrainLoader(recipe, 3, seed=0, settings=WorkerSettings(workers=1, prefetch=1)).steps()
+    next(steps)
+    (worker,) = set(active_children()) - before
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join(10)
+    assert not worker.is_alive()
+    time.sleep(0.1)  # a step; a signal handler would raise here
     with pytest.raises(DataError, match="a data worker was killed"):
-        take(TrainLoader(recipe, 1, seed=0, settings=WorkerSettings(workers=1)), 1)
+        list(itertools.islice(steps, 5))
+
+
+@pytest.mark.slow
+def test_spawned_workers_change_nothing_and_are_reported_as_well(recipe):
+    """Slow because a new process imports torch."""
+    deadly = dataclasses.replace(recipe, dataset=DiesAt13(recipe.dataset.path))
+    alone = TrainLoader(recipe, 1, seed=1).steps()
+    helped = TrainLoader(deadly, 1, seed=1, settings=WorkerSettings(workers=1, start="spawn")).steps()
+    before_13 = list(itertools.takewhile(lambda sids: sids != [[recipe.dataset[13].sid]], map(sids, alone)))
+    assert [sids(step) for step in itertools.islice(helped, len(before_13))] == before_13
+    with pytest.raises(DataError, match=WHAT_DIED):
+        next(helped)
 
 
 def test_loading_draws_nothing_from_the_global_random_state(recipe):
