@@ -2,14 +2,16 @@
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from ocpgem.data.cost import ATOMS, SYSTEMS, Batching, Budget, Cost
+from ocpgem.data.cost import ATOMS, SYSTEMS, Batching, Budget, Cost, fit_edge_cost
 from ocpgem.data.dataset import Dataset
-from ocpgem.errors import RequestError
-from ocpgem.evaluate.edge_cost import agreed_edge_cost
+from ocpgem.data.loader import Recipe
+from ocpgem.errors import OcpgemError, RequestError
 from ocpgem.files import write_text
-from ocpgem.graph.spec import GraphSpec
+from ocpgem.models.potential import Potential
 from ocpgem.parallel import group
+from ocpgem.train.activation_memory import fit_memory_cost
 from ocpgem.train.config import BatchBudget, DataSection
 from ocpgem.train.run_directory import RunDirectory
 
@@ -20,28 +22,43 @@ COSTS_FILE = "costs.json"
 class Costs:
     """What the systems of a run cost.
 
-    edges: of the model's main graph.
+    edges: of the model's main graph; memory: bytes kept for the gradient, where a budget is given in it.
     """
 
     edges: Cost
+    memory: Cost | None = None
 
 
-def prepare_costs(run: RunDirectory, train_set: Dataset, graph: GraphSpec) -> Costs:
+def prepare_costs(run: RunDirectory, potential: Potential, recipe: Recipe, data: DataSection) -> Costs:
     """The costs of a run, estimated once and kept in its directory, the same on every rank. Every rank calls it."""
     file = run.path / COSTS_FILE
     found, error = None, None
-    if group.is_main() and file.is_file():
+    if group.is_main():  # one rank, because plans must not differ by a rounding error
         try:
-            found = Costs(edges=Cost(**json.loads(file.read_text())["edges"]))
-        except (OSError, ValueError, KeyError, TypeError) as caught:
-            error = RequestError(f"{file} cannot be read ({caught}); choose another --run-dir")
-    group.raise_together(error)
-    found = group.broadcast_object(found)
-    if found is None:
-        found = Costs(edges=agreed_edge_cost(train_set, graph))
-        if group.is_main():
+            found = _read_costs(file) if file.is_file() else _fit_costs(potential, recipe, data)
             write_text(file, json.dumps(asdict(found), indent=2) + "\n")
-    return found
+        except OcpgemError as caught:
+            error = caught
+    group.raise_together(error)
+    agreed = group.broadcast_object(found)
+    assert agreed is not None
+    return agreed
+
+
+def _fit_costs(potential: Potential, recipe: Recipe, data: DataSection) -> Costs:
+    edges = fit_edge_cost(recipe.dataset, recipe.graph)
+    sizes = (data.batch_size, data.eval_batch_size)
+    if any(isinstance(size, BatchBudget) and size.memory_gb is not None for size in sizes):
+        return Costs(edges, fit_memory_cost(potential, recipe))
+    return Costs(edges)
+
+
+def _read_costs(file: Path) -> Costs:
+    try:
+        values = {name: Cost(**cost) for name, cost in json.loads(file.read_text()).items() if cost}
+        return Costs(**values)
+    except (OSError, ValueError, TypeError, AttributeError) as caught:
+        raise RequestError(f"{file} cannot be read ({caught}); choose another --run-dir") from None
 
 
 def train_batching(data: DataSection, costs: Costs) -> Batching:
@@ -80,5 +97,8 @@ def _budget(size: int | BatchBudget, costs: Costs) -> Budget:
         return Budget(SYSTEMS, size)
     if size.atoms is not None:
         return Budget(ATOMS, size.atoms)
-    assert size.edges is not None
-    return Budget(costs.edges, size.edges)
+    if size.edges is not None:
+        return Budget(costs.edges, size.edges)
+    assert size.memory_gb is not None
+    assert costs.memory is not None
+    return Budget(costs.memory, round(size.memory_gb * 1e9))

@@ -15,11 +15,17 @@ class BatchBudget(Section):
 
     atoms: int | None = Field(None, ge=1)
     edges: int | None = Field(None, ge=1, description="edges of the model's main graph, estimated")
+    memory_gb: float | None = Field(
+        None,
+        ge=0.001,
+        description="GB (1e9 bytes) that the forward pass keeps for the gradient, estimated by running the model on a "
+        "few systems; parameters and the optimiser's state are not in it",
+    )
 
     @model_validator(mode="after")
     def _has_one_unit(self) -> "BatchBudget":
-        if sum(amount is not None for amount in (self.atoms, self.edges)) != 1:
-            raise ValueError("a budget is given in one unit: {atoms: N} or {edges: N}")
+        if sum(amount is not None for amount in (self.atoms, self.edges, self.memory_gb)) != 1:
+            raise ValueError("a budget is given in one unit: {atoms: N}, {edges: N} or {memory_gb: X}")
         return self
 
 
@@ -38,7 +44,8 @@ class DataSection(Section):
     )
     skip: SkipSection = SkipSection()
     batch_size: BatchSize = Field(
-        8, description="systems per optimiser step, over all ranks, or {atoms: N}, {edges: N}"
+        8,
+        description="systems per optimiser step, over all ranks, or a budget {atoms: N}, {edges: N} or {memory_gb: X}",
     )
     max_edges: int | None = Field(
         None, ge=1, description="edges of the model's main graph that a rank computes at once, at most"

@@ -127,7 +127,7 @@ def _assemble(
         config.data.hide_elements,
         potential.normalization.elements,
     )
-    costs = prepare_costs(run, train_set, potential.graph_spec)
+    costs = prepare_costs(run, potential, recipe, config.data)
     batching = train_batching(config.data, costs)
     loader = TrainLoader(recipe, batching, config.seed, group.rank(), group.world_size(), settings)
     require_work_for_all(config.data, batching, train_set, group.world_size())

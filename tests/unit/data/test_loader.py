@@ -139,10 +139,12 @@ def test_spawned_workers_change_nothing_and_are_reported_as_well(recipe):
     deadly = dataclasses.replace(recipe, dataset=DiesAt13(recipe.dataset.path))
     alone = TrainLoader(recipe, 1, seed=1).steps()
     helped = TrainLoader(deadly, 1, seed=1, settings=WorkerSettings(workers=1, start="spawn")).steps()
-    before_13 = list(itertools.takewhile(lambda sids: sids != [[recipe.dataset[13].sid]], map(sids, alone)))
-    assert [sids(step) for step in itertools.islice(helped, len(before_13))] == before_13
+    seen = []
     with pytest.raises(DataError, match=WHAT_DIED):
-        next(helped)
+        seen.extend(map(sids, helped))
+    expected = list(itertools.takewhile(lambda sids: sids != [[recipe.dataset[13].sid]], map(sids, alone)))
+    assert seen == expected[: len(seen)]
+    assert len(seen) >= len(expected) - 4, "what the worker had prepared ahead may be gone with it"
 
 
 def test_loading_draws_nothing_from_the_global_random_state(recipe):
