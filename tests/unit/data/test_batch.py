@@ -82,3 +82,13 @@ def test_the_model_decides_how_heavy_an_atom_may_be(make_system):
     collate([system], max_atomic_number=84)
     with pytest.raises(DataError, match="atomic number 84 is outside 1 to 83"):
         collate([system], max_atomic_number=83)
+
+
+def test_an_element_without_a_reference_energy_is_named_with_its_system(systems):
+    known = sorted({number for system in systems for number in system.atomic_numbers.tolist()})
+    assert collate(systems, elements=known).num_graphs == 4
+    systems[2].atomic_numbers[1] = 79
+    with pytest.raises(
+        DataError, match=r"sid \d+, frame 2 holds Au, for which the model has no reference energy"
+    ):
+        collate(systems, elements=known)

@@ -49,6 +49,19 @@ def test_worker_processes_change_nothing() -> None:
     )
 
 
+def test_an_element_without_a_reference_energy_is_refused() -> None:
+    model = {"variant": "gemnet_dT", "n_blocks": 1, "atom_dim": 8, "edge_dim": 8}
+    dataset = make_dataset(5)
+    present = sorted({number for i in range(5) for number in dataset[i].atomic_numbers.tolist()})
+    energies = dict.fromkeys(present, -1.0)
+    known = Potential(GemNetConfig.model_validate(model), Normalization(element_energies=energies))
+    assert np.isfinite(evaluate(known, dataset, QUIET)["energy_mae"])
+    del energies[present[0]]
+    unknown = Potential(GemNetConfig.model_validate(model), Normalization(element_energies=energies))
+    with pytest.raises(DataError, match="for which the model has no reference energy; it has them for"):
+        evaluate(unknown, dataset, QUIET)
+
+
 def test_the_potential_returns_to_training_mode() -> None:
     potential = Linear().train()
     evaluate(potential, make_dataset(3), QUIET)
