@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, get_worker_info
 from torch_geometric.data import Batch
 
-from ocpgem.data.batch import collate
+from ocpgem.data.batch import OPTIONAL_KEYS, collate
 from ocpgem.data.cost import Batching, Budget, systems_per_batch
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.draws import all_once
@@ -108,6 +108,8 @@ class Recipe:
     """Probability that the model is not told an element of a training system."""
     elements: tuple[int, ...] | None = None
     """The elements that the model has reference energies for, where it has any; others are refused."""
+    labels: tuple[str, ...] | None = None
+    """The labels that batches need, others are left out so that sets with different ones can be joined; None: all."""
 
     def prepare(
         self,
@@ -123,7 +125,7 @@ class Recipe:
         systems = []
         for index in indices.tolist():
             note(index)
-            systems.append(self.dataset[index])
+            systems.append(self._read(index))
         hidden = None
         if draw is not None and self.hide_elements > 0:
             hidden = np.concatenate(
@@ -141,6 +143,13 @@ class Recipe:
             except DataError as error:
                 raise DataError(f"{system.where}: {error}") from None
         return batch, concat(edges)
+
+    def _read(self, index: int) -> System:
+        """A record with the labels that are needed."""
+        system = self.dataset[index]
+        if self.labels is None:
+            return system
+        return dataclasses.replace(system, **{key: None for key in OPTIONAL_KEYS if key not in self.labels})
 
     def _hidden(self, system: System, seed: tuple[int, ...]) -> NDArray[np.bool_]:
         """Which atoms are of a hidden element."""

@@ -126,6 +126,7 @@ def _assemble(
         config.model.n_elements,
         config.data.hide_elements,
         potential.normalization.elements,
+        labels=("energy", "forces") if config.loss.forces > 0 else ("energy",),
     )
     costs = prepare_costs(run, potential, recipe, config.data)
     batching = train_batching(config.data, costs)
@@ -227,7 +228,7 @@ def fit_scales(
 ) -> list[FittedScale]:
     """Fit the scale factors of `potential` on the first batches of the training order."""
     device = choose_device()
-    recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements)
+    recipe = Recipe(train_set, potential.graph_spec, config.model.n_elements, labels=())
     size, max_edges = config.data.batch_size, config.data.max_edges
     batching = Batching(
         Budget(SYSTEMS, min(size, _FITTING_BATCH) if isinstance(size, int) else _FITTING_BATCH),

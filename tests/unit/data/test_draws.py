@@ -15,7 +15,7 @@ from ocpgem.data.loader import Recipe, TrainLoader
 from ocpgem.data.mixture import Mixture
 from ocpgem.data.plan import TrainPlan
 from ocpgem.data.sizes import SIZES
-from ocpgem.errors import RequestError
+from ocpgem.errors import DataError, RequestError
 from ocpgem.graph.topology import GraphSpec
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.model import GemNet
@@ -119,3 +119,20 @@ def test_a_loader_draws_from_a_mixture_and_goes_on_where_another_stopped() -> No
     resumed = next(TrainLoader(Recipe(joined, spec()), 4, seed=1).steps(5))
     assert resumed.epoch == found[5].epoch == 21 / 13
     assert [s for batch, _ in resumed.micro_batches for s in batch.sid.tolist()] == sids[5]
+
+
+def test_sets_with_different_labels_are_joined_if_only_shared_ones_are_needed() -> None:
+    one, two = list(random_systems(4, 0)), list(random_systems(4, 1))
+    for system in one:
+        system.forces, system.energy_relaxed = None, -1.0
+    joined = Mixture([InMemoryDataset(one), InMemoryDataset(two)])
+    indices = np.arange(8)
+    with pytest.raises(DataError, match="a batch needs all or none"):
+        Recipe(joined, spec()).prepare(indices)
+    with pytest.raises(DataError, match="has no forces but"):
+        Recipe(joined, spec(), labels=("energy", "forces")).prepare(indices)
+    batch, _ = Recipe(joined, spec(), labels=("energy",)).prepare(indices)
+    assert batch.energy.tolist() == [system.energy for system in (*one, *two)]
+    assert "forces" not in batch
+    assert "energy_relaxed" not in batch
+    assert two[0].forces is not None, "the records themselves must stay as they are"
