@@ -28,7 +28,7 @@ def spec() -> GraphSpec:
     return GemNet(GemNetConfig.model_validate(TINY_MODEL)).graph_spec
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(SETS, st.integers(0, 5), st.integers(1, 6))
 def test_every_set_has_its_exact_share_and_every_system_of_a_set_the_same_number_of_draws(sets, seed, epochs):
     counts, weights = zip(*sets, strict=True)

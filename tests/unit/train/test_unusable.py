@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocpgem.data.dataset import Dataset, InMemoryDataset, Subset
@@ -70,6 +70,7 @@ def left_out(
     return found.training_set, said
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 40), st.sets(st.integers(0, 39)))
 def test_a_data_set_without_some_records_is_the_rest_in_order(n: int, chosen: set[int]) -> None:
     systems = list(random_systems(n))
