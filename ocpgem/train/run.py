@@ -41,7 +41,7 @@ from ocpgem.train.schedule import Plateau
 from ocpgem.train.signals import StopRequest
 from ocpgem.train.start import start_factors, start_weights
 from ocpgem.train.state import Checkpoints
-from ocpgem.train.targets import describe_targets, elements_of, fit_targets
+from ocpgem.train.targets import describe_targets, elements_of, fit_targets, require_references
 from ocpgem.train.unusable import leave_out_unusable, usable_training_set
 
 log = logging.getLogger("ocpgem")
@@ -109,6 +109,7 @@ def _assemble(
 ) -> RunParts:
     """Everything the loop works with."""
     potential = prepare_potential(config, train_set, run, console)
+    group.on_main(lambda: require_references(potential.normalization, val_sets))
     console.print(
         f"{config.model.variant} with {n_parameters(potential):,} parameters, {len(train_set):,} training systems, "
         f"{group.world_size()} rank(s) on {device.type}; run directory {run.path}",

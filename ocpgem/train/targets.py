@@ -113,6 +113,22 @@ def elements_of(dataset: Dataset) -> list[int]:
     return sorted(found)
 
 
+def require_references(normalization: Normalization, val_sets: dict[str, Dataset]) -> None:
+    """Raise DataError if a validation set holds an element without the energy that others have.
+
+    Found in a sample before the first step, and otherwise when the set is scored.
+    """
+    if normalization.elements is None:
+        return
+    for name, dataset in val_sets.items():
+        missing = [number for number in elements_of(dataset) if number not in normalization.elements]
+        if missing:
+            raise DataError(
+                f"{dataset.path} (val.{name}) holds {symbols(missing)}, for which the training records give no energy; "
+                f"add it as normalization.element_energies or in a file, or choose another validation set"
+            )
+
+
 def _fitted_numbers(
     section: NormalizationSection, moments: Moments, energies: np.ndarray, remarks: list[str]
 ) -> dict[str, float]:

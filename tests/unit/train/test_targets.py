@@ -20,7 +20,7 @@ from ocpgem.errors import DataError, OcpgemError, RequestError
 from ocpgem.models.normalization import Normalization
 from ocpgem.models.potential import Potential
 from ocpgem.train.target_section import NormalizationSection
-from ocpgem.train.targets import Targets, fit_targets, given_targets
+from ocpgem.train.targets import Targets, fit_targets, given_targets, require_references
 from tests.tiny_runs import random_system, random_systems, tiny_config
 
 H, O, CU, PT = 1, 8, 29, 78  # noqa: E741
@@ -228,6 +228,16 @@ def test_an_element_without_the_energy_that_others_have_is_refused() -> None:
         DataError, match="records hold Cu, Pt, but normalization gives no energy for it; it has"
     ):
         fit(many(9, {H: 1, CU: 2, PT: 3}, 0.1), fit=True, element_energies={H: -3.0, O: -5.0})
+
+
+def test_a_validation_set_with_an_element_without_energy_is_refused_before_training() -> None:
+    sets: dict[str, Dataset] = {"ood": InMemoryDataset(many(9, {H: 1, CU: 2}, 0.1), "place")}
+    require_references(Normalization(), sets)
+    require_references(Normalization(element_energies={H: -3.0, CU: -1.0}), sets)
+    with pytest.raises(
+        DataError, match=r"place \(val.ood\) holds Cu, for which the training records give no energy"
+    ):
+        require_references(Normalization(element_energies={H: -3.0}), sets)
 
 
 def test_the_released_linear_references_are_read(tmp_path: Path) -> None:
