@@ -6,6 +6,7 @@ tensors, so their number changes nothing but the speed.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import signal
@@ -149,7 +150,11 @@ class Recipe:
         system = self.dataset[index]
         if self.labels is None:
             return system
-        return dataclasses.replace(system, **{key: None for key in OPTIONAL_KEYS if key not in self.labels})
+        system = copy.copy(system)  # a data set in memory keeps its own
+        for key in OPTIONAL_KEYS:
+            if key not in self.labels:
+                setattr(system, key, None)
+        return system
 
     def _hidden(self, system: System, seed: tuple[int, ...]) -> NDArray[np.bool_]:
         """Which atoms are of a hidden element."""
