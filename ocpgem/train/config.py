@@ -1,6 +1,6 @@
 """The configuration of a training run: everything that `python main.py train CONFIG` reads."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -286,6 +286,19 @@ class TrainConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     parallel: ParallelSection = ParallelSection()
     faults: FaultSection = FaultSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fine_tuning_keeps_the_normalization(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("start_from") is not None:
+            return {"normalization": "keep"} | values
+        return values
+
+    @model_validator(mode="after")
+    def _only_fine_tuning_has_something_to_keep(self) -> "TrainConfig":
+        if self.normalization.keep and self.start_from is None:
+            raise ValueError("normalization: keep needs start_from, whose normalisation it keeps")
+        return self
 
     @field_validator("precision", mode="before")
     @classmethod

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.progress import Progress
 
+from ocpgem.checkpoint import load_potential
 from ocpgem.data.cost import SYSTEMS, Batching, Budget, fit_edge_cost
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import Recipe, TrainLoader, WorkerSettings
@@ -180,6 +181,10 @@ def prepare_potential(
 
 def _fit_targets(config: TrainConfig, train_set: Dataset, console: Console) -> Normalization:
     """The normalisation of a new run; every rank reads its part of the records that it is fitted to."""
+    if config.normalization.keep and config.start_from is not None:
+        kept = load_potential(Path(config.start_from.checkpoint)).normalization
+        _say(console, f"normalisation of {config.start_from.checkpoint} kept: {describe_targets(kept)}")
+        return kept
     targets = fit_targets(
         config.normalization, train_set, config.loss.forces > 0, "fitting the normalisation"
     )

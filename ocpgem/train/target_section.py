@@ -30,9 +30,13 @@ class NormalizationSection(Section):
     """Where mean, standard deviations and energies of elements come from: numbers, files, or a fit.
 
     Model values become physical ones as value * std + mean, + the energies of the elements. What is neither given nor
-    fitted is mean 0, standard deviation 1, and no energies of elements. `fit` alone stands for `{fit: true}`.
+    fitted is mean 0, standard deviation 1, and no energies of elements. The words `fit` and `keep` stand for
+    `{fit: true}` and `{keep: true}`.
     """
 
+    keep: bool = Field(
+        False, description="with start_from, where it is the default: everything as in the checkpoint"
+    )
     fit: bool = Field(
         False, description="fit the mean and the standard deviations that neither a number nor a file gives"
     )
@@ -76,8 +80,10 @@ class NormalizationSection(Section):
         ):
             if {one, other} <= given:
                 raise ValueError(f"{one} and {other} give the same numbers; keep one of them")
-        if "file" in given and given != {"file"}:
-            raise ValueError(f"file gives everything; leave out {', '.join(sorted(given - {'file'}))}")
+        for everything in ("file", "keep"):
+            if everything in given and given != {everything}:
+                others = ", ".join(sorted(given - {everything}))
+                raise ValueError(f"{everything} gives everything; leave out {others}")
         energy = "energy_file" in given or {"energy_mean", "energy_std"} <= given
         if self.fit and energy and given & {"forces_std", "forces_file"}:
             raise ValueError(
@@ -89,7 +95,7 @@ class NormalizationSection(Section):
 
 
 def _from_word(value: Any) -> Any:
-    return {"fit": True} if value == "fit" else value
+    return {value: True} if value in ("fit", "keep") else value
 
 
 NormalizationEntry = Annotated[NormalizationSection, BeforeValidator(_from_word)]

@@ -43,6 +43,7 @@ def test_twenty_frames_are_learned_from_a_trained_model(tmp_path: Path) -> None:
     done = run_main("train", own, "steps=4", "--run-dir", run)
     assert done.returncode == 0, done.stderr
     assert "starting from" in done.stdout
+    assert load_potential(run).normalization == load_potential(tmp_path / "base").normalization
 
     source = load_potential(tmp_path / "base").state_dict()
     shutil.rmtree(tmp_path / "base")  # a run that goes on does not need what it began with

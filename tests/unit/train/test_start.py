@@ -5,17 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from ocpgem.checkpoint import save_potential
+from ocpgem.config import dump_config, parse_config
 from ocpgem.data.batch import collate
 from ocpgem.errors import ConfigError
 from ocpgem.graph.topology import build_topology
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.potential import Normalization, Potential
-from ocpgem.train.config import StartSection
+from ocpgem.train.config import StartSection, TrainConfig
 from ocpgem.train.scale_fitting import scale_factors
 from ocpgem.train.start import start_factors, start_weights
-from tests.tiny_runs import TINY_MODEL, random_systems
+from tests.tiny_runs import TINY_MODEL, random_systems, tiny_settings
 
 
 def potential(seed: int, normalization: Normalization | None = None, **changes: Any) -> Potential:
@@ -102,3 +104,17 @@ def test_a_model_of_another_form_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         start_weights(potential(1, **changes), source)
+
+
+def test_the_normalisation_is_kept_unless_another_is_named(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path, tmp_path, start_from={"checkpoint": "model.pt"})
+    settings.pop("normalization", None)
+    config = parse_config(yaml.safe_dump(settings), TrainConfig, "test")
+    assert config.normalization.keep
+    assert parse_config(dump_config(config), TrainConfig, "frozen").normalization.keep
+    fitted = parse_config(yaml.safe_dump(settings | {"normalization": "fit"}), TrainConfig, "test")
+    assert fitted.normalization.fit
+    assert not fitted.normalization.keep
+    del settings["start_from"]
+    with pytest.raises(ConfigError, match="needs start_from"):
+        parse_config(yaml.safe_dump(settings | {"normalization": "keep"}), TrainConfig, "test")
