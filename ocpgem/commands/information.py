@@ -94,7 +94,7 @@ def _check_config(args: argparse.Namespace) -> int:
     from ocpgem.train.config import TrainConfig
 
     config = load_config(args.config, args.overrides, TrainConfig)
-    missing = [path for path in config.data.files + config.normalization.files if not Path(path).exists()]
+    missing = [f"{path} ({section})" for section, path in config.files if not path.exists()]
     if missing:
         raise RequestError(
             f"{args.config} is well-formed, but these files or folders do not exist: {', '.join(missing)}"

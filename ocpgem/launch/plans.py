@@ -75,10 +75,7 @@ def plan_training(request: TrainRequest, found: Findings) -> Plan:
 def check_training(config: TrainConfig, profile: ClusterProfile, found: Findings) -> None:
     """The files that a run reads, and whether its ranks have something to do."""
     before = len(found.mistakes)
-    files = [("data", Path(path)) for path in config.data.files]
-    if config.scale_factors.file is not None:
-        files.append(("scale_factors.file", Path(config.scale_factors.file)))
-    check_paths(files, found)
+    check_paths(config.files, found)
     if len(found.mistakes) == before:
         from ocpgem.train.datasets import open_training_set, open_validation_sets
 

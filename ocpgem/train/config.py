@@ -1,5 +1,6 @@
 """The configuration of a training run: everything that `python main.py train CONFIG` reads."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -299,6 +300,17 @@ class TrainConfig(Section):
         if self.normalization.keep and self.start_from is None:
             raise ValueError("normalization: keep needs start_from, whose normalisation it keeps")
         return self
+
+    @property
+    def files(self) -> list[tuple[str, Path]]:
+        """Every path that a run with this configuration reads, each with the section that names it."""
+        named = [("data", path) for path in self.data.files]
+        named += [("normalization", path) for path in self.normalization.files]
+        if self.scale_factors.file is not None:
+            named.append(("scale_factors.file", self.scale_factors.file))
+        if self.start_from is not None:
+            named.append(("start_from.checkpoint", self.start_from.checkpoint))
+        return [(section, Path(path)) for section, path in named]
 
     @field_validator("precision", mode="before")
     @classmethod

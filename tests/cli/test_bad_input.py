@@ -83,7 +83,12 @@ def test_a_path_that_is_not_there(place: Path, tmp_path: Path) -> None:
         case(["evaluate", "nowhere", "--data", "val"], 2, "nowhere does not exist"),
         case(["predict", "model.pt", "--data", "nowhere", "--out", "new.npz"], 2, "nowhere does not exist"),
         case(["report", "nowhere"], 2, "nowhere does not exist"),
-        case(["config", "check", "good.yml", "data.val.val=gone"], 2, "good.yml", "do not exist: gone"),
+        case(
+            ["config", "check", "good.yml", "data.val.val=gone"], 2, "good.yml", "do not exist: gone (data)"
+        ),
+        case(
+            ["config", "check", "good.yml", "start_from.checkpoint=gone"], 2, "gone (start_from.checkpoint)"
+        ),
         case(["fit-scales", "good.yml", "--out", "no/where.json"], 2, "no is not a folder"),
         case(["train", "good.yml", "--run-dir", "good.yml"], 2, "good.yml is a file"),
         case(["train", "good.yml", "--run-dir", "good.yml/run"], 1, "good.yml", "ot a directory"),

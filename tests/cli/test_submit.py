@@ -75,14 +75,16 @@ def test_every_mistake_is_told_at_once(
 ) -> None:
     settings = yaml.safe_load(config.read_text())
     settings["data"]["val"] = {"a": "nowhere"}
+    settings["start_from"] = {"checkpoint": "no_model"}
     write_settings(config, settings)
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     (tmp_path / "runs" / "tiny" / "thesis.tex").touch()
     assert main(["submit", str(config), "--cluster", CLUSTER, "--nodes", "4", "--dry-run"]) == 2
     error = capsys.readouterr().err
-    assert "nothing was queued; 3 mistakes:" in error
+    assert "nothing was queued; 4 mistakes:" in error
     assert "is not empty and holds no run" in error
     assert "data: nowhere does not exist" in error
+    assert "start_from.checkpoint: no_model does not exist" in error
     assert "data.batch_size is 4 systems over all ranks, fewer than the 8 ranks (4 nodes x 2)" in error
 
 
