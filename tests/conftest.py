@@ -1,6 +1,7 @@
 """What all tests share: their order, one thread a worker, and the GPU marker."""
 
 import os
+import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: the workers share the cores
     for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -9,6 +10,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: the workers
 from pathlib import Path
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that runs the tests in the background has Ctrl-C ignored, and the programs under test would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ORDER = ("unit", "property", "parity", "cli", "distributed", "slurm")
 

@@ -345,8 +345,14 @@ def _prepare(
             yield prepared.unpack() if isinstance(prepared, Packed) else prepared
     except (RuntimeError, OSError, EOFError) as error:
         # Torch says so, or what a worker had prepared is gone with it.
-        death = notes.death(source.recipe.dataset) if workers else None
-        if death is None and "DataLoader worker" not in str(error):
+        said_by_torch = "DataLoader worker" in str(error)
+        death = None
+        try:
+            death = notes.death(source.recipe.dataset) if workers else None
+        except RuntimeError:  # torch's own report of the death, which comes with the signal
+            said_by_torch = True
+            death = notes.death(source.recipe.dataset)
+        if death is None and not said_by_torch:
             raise
         raise death or worker_killed() from error  # a worker that died before it began has noted nothing
 

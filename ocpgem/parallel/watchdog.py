@@ -137,8 +137,18 @@ class Watchdog:
         text = (
             f"error: {sentence}; the stack of every rank is in {file.parent}/hang-rank*.txt; {self._advice}\n"
         )
-        os.write(sys.stderr.fileno(), text.encode())
+        if self._first_to_tell():
+            os.write(sys.stderr.fileno(), text.encode())
         os._exit(1)
+
+    def _first_to_tell(self) -> bool:
+        """Whether no other rank has told what hangs; a rank that has told it is gone, and seems silent to the rest."""
+        if self._store is None:
+            return True
+        try:
+            return bool(self._store.add("ocpgem/hang told", 1) == 1)
+        except (RuntimeError, dist.DistError):
+            return True
 
     def _blame(self) -> str:
         """Who hangs; empty where all is well after all, because a rank that others wait for makes progress."""

@@ -176,7 +176,12 @@ def test_ethanol_is_converted_and_divided_by_two_commands(tmp_path, capsys):
 def test_ctrl_c_leaves_whole_shards_only(archive, tmp_path):
     raw, out = archive(n_chunks=24, n_frames=600), tmp_path / "out"
     command = [sys.executable, ROOT / "main.py", "data", "convert", raw, "--out", out, "--workers", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     while not list(out.glob("data.*.lmdb")):
         assert process.poll() is None
         time.sleep(0.01)
