@@ -8,7 +8,9 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ocpgem.errors import OcpgemError
 from ocpgem.launch.rank_environment import meeting_point
@@ -76,6 +78,8 @@ def begin(args: argparse.Namespace) -> int:
         append_history(run_dir, "end", code=1, reason="no progress", requeued=False, text=text, **facts)
         raise OcpgemError(f"job {job} {text}; look at the ends in {run_dir / 'jobs' / 'history.jsonl'}")
     nodes = os.environ.get("SLURM_JOB_NODELIST", "")
+    if restart and _last_reason(records) == "node failure":
+        _wait_for_lost_nodes(nodes)
     append_history(run_dir, "start", restart=restart, nodes=nodes, **facts)
     where = f"restart {restart}" if restart else "first start"
     _say(f"{job} begins on {nodes} at {_clock()} ({where}, step {step})")
@@ -85,6 +89,26 @@ def begin(args: argparse.Namespace) -> int:
     if cores:  # since SLURM 22.05 srun does not take it over from sbatch
         print(f"export SRUN_CPUS_PER_TASK={shlex.quote(cores)}")
     return 0
+
+
+def _last_reason(records: Sequence[dict[str, Any]]) -> str:
+    """Why the last start of a job ended; empty where nothing says so."""
+    return next((each.get("reason", "") for each in reversed(records) if each["event"] == "end"), "")
+
+
+def _wait_for_lost_nodes(nodes: str) -> None:
+    """Wait until the nodes of this job answer.
+
+    A job that is queued again may get a dead node back before SLURM has noticed its death (SlurmdTimeout, 5 minutes
+    by default). Once SLURM notices, it ends this script and starts the job elsewhere.
+    """
+    limit = time.monotonic() + _PATIENCE_SECONDS
+    told = False
+    while (dead := find_dead_nodes(nodes)) and time.monotonic() < limit:
+        if not told:
+            _say(f"{_job_number()} waits: {', '.join(dead)} does not answer, which SLURM has not noticed yet")
+            told = True
+        time.sleep(2)
 
 
 def _in_vain(submission: Submission, starts: int, restart: int, step: int) -> str | None:

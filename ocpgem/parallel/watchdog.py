@@ -24,6 +24,8 @@ from ocpgem.parallel import group
 _PACKAGE = str(Path(__file__).parents[1])
 _COMMUNICATION = ("/torch/distributed/", "/deepspeed/comm/")
 _STORE_TIMEOUT = timedelta(seconds=10)
+_WAITS = 2
+"""Silences that a rank leaves to the one that tells what hangs before it ends too."""
 _LISTENS = 6
 """Periods without a sign of life after which a rank counts as gone; less than a launcher waits for the other ranks."""
 
@@ -139,6 +141,8 @@ class Watchdog:
         )
         if self._first_to_tell():
             os.write(sys.stderr.fileno(), text.encode())
+        else:
+            time.sleep(_WAITS * self._silence)  # a launcher shows what the first rank to fail has said
         os._exit(1)
 
     def _first_to_tell(self) -> bool:

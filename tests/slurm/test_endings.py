@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_a_preempted_job_goes_on_later_and_a_cancelled_one_leaves_a_loadable_che
     assert_no_step_lost_or_repeated(run)
     assert saved_step(run) == steps_of(run)[-1]
     load_potential(run)
-    assert slurm("squeue", "-h", "-j", job.number) == ""
+    wait_for("no job left", lambda: slurm("squeue", "-h", "-j", job.number) == "")
 
 
 def test_a_run_goes_on_from_its_last_checkpoint_when_a_node_dies(project: Path, cluster: Cluster) -> None:
@@ -123,15 +124,23 @@ def test_a_run_goes_on_from_its_last_checkpoint_when_a_node_dies(project: Path, 
     first = expand_nodes(wait_for_event(run, event="start", restart=0)["nodes"])
     cluster.control("crash-node", first[1])
     try:
-        again = wait_for_event(run, event="start", restart=1)
+        again = wait_for("a second start", lambda: starts(run)[1:2], run)[0]
         assert first[1] not in expand_nodes(again["nodes"])
         assert again["step"] >= 5
         wait_for_step(run, steps_of(run)[-1] + 3)
         assert f"(step {again['step']})" in (run / "log.txt").read_text()
         assert_no_step_lost_or_repeated(run)
     finally:
-        cluster.control("start-node", first[1])
         assert main(["cancel", str(run)]) == 0
+        cluster.control("start-node", first[1])
+        wait_for(
+            "an idle node",
+            lambda: slurm("sinfo", "-h", "-N", "-p", "main", "-n", first[1], "-o", "%T") == "idle",
+        )
+
+
+def starts(run: Path) -> list[dict[str, Any]]:
+    return [each for each in history(run) if each["event"] == "start"]
 
 
 def test_a_failing_rank_ends_the_whole_job_within_seconds_and_is_not_requeued(

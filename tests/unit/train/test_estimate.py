@@ -44,16 +44,21 @@ def peak_of(words: list[str]) -> int:
 
 
 @pytest.mark.slow  # trains and estimates in processes of their own, whose memory nothing else has touched
-def test_the_memory_is_that_of_the_run_within_15_percent(data: Path, tmp_path: Path) -> None:
+def test_the_memory_is_that_of_the_run_within_15_percent(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "train", random_systems(256))
     settings = tiny_settings(
-        data / "train",
+        tmp_path / "train",
         steps=3,
         scale_factors={"batches": 1},
-        data={"batch_size": 96},
+        data={"batch_size": 256},
         model={"edge_dim": 320, "atom_dim": 64},
     )
     config = write_settings(tmp_path / "config.yml", settings)
-    measured = peak_of(["train", str(config), "--run-dir", str(tmp_path / "run")])
+    # The gaps that glibc's heap leaves differ from one run to the next; now and then they are a third of the peak.
+    peaks = [
+        peak_of(["train", str(config), "--run-dir", str(tmp_path / f"run{number}")]) for number in range(3)
+    ]
+    measured = sorted(peaks)[1]
     code = (
         "import sys; from pathlib import Path; from ocpgem.config import load_config\n"
         "from ocpgem.train.config import TrainConfig; from ocpgem.train.estimate import estimate\n"
