@@ -42,7 +42,13 @@ from ocpgem.train.schedule import Plateau
 from ocpgem.train.signals import StopRequest
 from ocpgem.train.start import start_factors, start_weights
 from ocpgem.train.state import Checkpoints
-from ocpgem.train.targets import describe_targets, elements_of, fit_targets, require_references
+from ocpgem.train.targets import (
+    describe_targets,
+    element_pairs_of,
+    elements_of,
+    fit_targets,
+    require_references,
+)
 from ocpgem.train.unusable import leave_out_unusable, usable_training_set
 
 log = logging.getLogger("ocpgem")
@@ -170,6 +176,8 @@ def prepare_potential(
     potential = Potential(config.model, Normalization.model_validate(values["normalization"]))
     if config.model.shared_embedding:
         potential.model.atom_embedding.start_from_shared(values["elements"])
+    if potential.model.element_pairs is not None:
+        potential.model.element_pairs.set_known(values["element_pairs"])
     if config.start_from is not None and not any(run.checkpoints.glob("*")):
         for line in start_weights(potential, config.start_from):
             _say(console, line)
@@ -213,8 +221,12 @@ def _fit(
     else:
         fitted = fit_scales(config, train_set, potential, console)
         factors = {scale.name: scale.factor for scale in fitted}
-    values = {"normalization": normalization.model_dump(), "scale_factors": factors}
-    return values | ({"elements": elements_of(train_set)} if config.model.shared_embedding else {})
+    values: dict[str, Any] = {"normalization": normalization.model_dump(), "scale_factors": factors}
+    if config.model.shared_embedding:
+        values["elements"] = elements_of(train_set)
+    if config.model.unseen_pairs == "damp":
+        values["element_pairs"] = element_pairs_of(train_set)
+    return values
 
 
 def fit_scales_of(config: TrainConfig, console: Console) -> list[FittedScale]:

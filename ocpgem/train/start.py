@@ -13,6 +13,7 @@ from ocpgem.train.scale_fitting import scale_factors
 
 _HEADS = ("energy_branches.", "energy_head.", "force_branches.", "force_head.")
 _EMBEDDING = "atom_embedding.weight"
+_PAIRS = "element_pairs.known"
 
 
 def start_factors(potential: Potential, start: StartSection) -> dict[str, float]:
@@ -38,7 +39,9 @@ def start_weights(potential: Potential, start: StartSection) -> list[str]:
     source = _source(start)
     own, given = potential.model.state_dict(), source.model.state_dict()
     heads = [name for name in own if name.startswith(_HEADS)]
-    kept = [name for name in own if name != _EMBEDDING and not (start.new_heads and name in heads)]
+    kept = [
+        name for name in own if name not in (_EMBEDDING, _PAIRS) and not (start.new_heads and name in heads)
+    ]
     for name in kept:
         if name.endswith((".factor", ".fitted")):
             continue
@@ -52,6 +55,9 @@ def start_weights(potential: Potential, start: StartSection) -> list[str]:
         own[name].copy_(given[name])
     lines = [f"starting from {start.checkpoint}" + (" with new heads" if start.new_heads else "")]
     lines += _embed(own[_EMBEDDING], given[_EMBEDDING], start)
+    if _PAIRS in own and _PAIRS in given:  # what the source has met is not forgotten
+        shared = min(len(own[_PAIRS]), len(given[_PAIRS]))
+        own[_PAIRS][:shared, :shared] |= given[_PAIRS][:shared, :shared]
     if not start.new_heads:
         _keep_units(own, source, potential)
     return lines

@@ -1,5 +1,6 @@
 """The normalisation of a run's targets: numbers and files of the configuration, and what is fitted to its records."""
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from ocpgem.train.element_fit import ElementFit, fit_elements
 from ocpgem.train.target_moments import FitSample, Moments, gather_moments
 from ocpgem.train.target_section import NormalizationSection
 
-_RECORDS_FOR_ELEMENTS = 5000
+_RECORDS_FOR_ELEMENTS = 5_000
+_RECORDS_FOR_PAIRS = 100_000
 _RECORDS_PER_ELEMENT = 10
 """Fewer than this for each fitted energy is worth a remark."""
 _NAMED = 8
@@ -111,6 +113,15 @@ def elements_of(dataset: Dataset) -> list[int]:
     for index in FitSample(_RECORDS_FOR_ELEMENTS).indices(len(dataset)).tolist():
         found.update(np.unique(dataset[index].atomic_numbers).tolist())
     return sorted(found)
+
+
+def element_pairs_of(dataset: Dataset) -> list[tuple[int, int]]:
+    """The pairs of atomic numbers, the smaller first, that occur in one system of at most 100,000 records."""
+    found: set[tuple[int, ...]] = set()
+    for index in FitSample(_RECORDS_FOR_PAIRS).indices(len(dataset)).tolist():
+        found.add(tuple(np.unique(dataset[index].atomic_numbers).tolist()))
+    pairs = {pair for numbers in found for pair in itertools.combinations_with_replacement(numbers, 2)}
+    return sorted(pairs)
 
 
 def require_references(normalization: Normalization, val_sets: dict[str, Dataset]) -> None:

@@ -190,6 +190,11 @@ class GemNetConfig(Section):
     shared_embedding: bool = Field(
         False, description="elements differ by what they add to one vector, which unseen elements keep"
     )
+    unseen_pairs: Literal["trust", "damp"] = Field(
+        "trust",
+        description="damp: the direct force on an atom is multiplied by the share of its neighbours whose element "
+        "occurs together with its own in a system of the training data",
+    )
     n_elements: int = Field(83, ge=1, le=118, description="largest atomic number with an embedding")
 
     @model_validator(mode="before")
@@ -213,6 +218,11 @@ class GemNetConfig(Section):
             raise ValueError(f"{self.variant} needs quadruplets; without them it is gemnet_T or gemnet_dT")
         if self.variant.endswith("T") and self.quadruplets is not None:
             raise ValueError(f"{self.variant} has no quadruplets; with them it is gemnet_Q or gemnet_dQ")
+        if self.unseen_pairs == "damp" and not self.has_direct_forces:
+            raise ValueError(
+                f"unseen_pairs: damp needs direct forces, but forces is {self.forces!r}: "
+                "damped forces are no gradient of an energy"
+            )
         if self.force_radial == "before_layers" and self.global_head is not None:
             raise ValueError("force_radial: before_layers cannot be combined with global_head")
         angular = self.angular_basis

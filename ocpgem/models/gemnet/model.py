@@ -14,6 +14,7 @@ from ocpgem.models.gemnet.bases import Bases, Basis
 from ocpgem.models.gemnet.blocks import AtomEmbedding, EdgeEmbedding, InteractionBlock
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.edge_ops import reverse, sum_to_target
+from ocpgem.models.gemnet.element_pairs import ElementPairs
 from ocpgem.models.gemnet.geometry import all_geometry
 from ocpgem.models.gemnet.heads import EnergyBranch, ForceBranch, output_head
 from ocpgem.models.gemnet.layers import float32_region
@@ -55,6 +56,7 @@ class GemNet(nn.Module):
         if config.has_direct_forces:
             self.force_branches = nn.ModuleList(ForceBranch(config) for _ in range(n_outputs))
             self.force_head = output_head(config, config.edge_dim)
+        self.element_pairs = ElementPairs(config.n_elements) if config.unseen_pairs == "damp" else None
 
     def forward(self, structures: Structures, topology: Topology) -> tuple[Tensor, Tensor | None]:
         """Energy [n_systems] and forces [n_atoms, 3] (None if the model has none)."""
@@ -97,7 +99,10 @@ class GemNet(nn.Module):
         force = self._call(self.force_head, of_edges)
         if self.config.forces == "direct_coupled":
             force = (force + reverse(force, edges)) / 2
-        return atom_energy, sum_to_target(force.unsqueeze(1) * geometry.main.direction, edges)
+        forces = sum_to_target(force.unsqueeze(1) * geometry.main.direction, edges)
+        if self.element_pairs is not None:
+            forces = forces * self.element_pairs.share_known(structures.atomic_numbers, edges)
+        return atom_energy, forces
 
     def _block(
         self, number: int, h: Tensor, m: Tensor, basis: Basis, topology: Topology

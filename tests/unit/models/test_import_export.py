@@ -57,6 +57,7 @@ def test_values_that_float32_holds_exactly_are_written_as_such(tmp_path: Path) -
     [
         ({"neighbors": {"truncation": "symmetric"}}, "neighbors.truncation = symmetric"),
         ({"shared_embedding": True}, "shared_embedding = True"),
+        ({"unseen_pairs": "damp"}, "unseen_pairs = damp"),
         ({"forces": "direct_coupled"}, "forces = direct_coupled"),
         ({"layers": {"atom_embedding": 1}}, "layers.atom_embedding = 1"),
     ],
