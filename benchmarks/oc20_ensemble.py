@@ -36,7 +36,7 @@ AT_ONCE = 2
 
 def train(run: Path, seed: int) -> None:
     """Train one member on one core."""
-    words = [sys.executable, ROOT / "main.py", "train", CONFIG, "--run-dir", run, f"seed={seed}"]
+    words: list[str | Path] = [sys.executable, ROOT / "main.py", "train", CONFIG, "--run-dir", run, f"seed={seed}"]
     subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
 
 

@@ -106,6 +106,18 @@ def test_a_model_of_another_form_is_refused(
         start_weights(potential(1, **changes), source)
 
 
+def test_pairs_of_elements_that_the_source_has_met_stay_known(tmp_path: Path) -> None:
+    made = potential(0, unseen_pairs="damp")
+    assert made.model.element_pairs is not None
+    made.model.element_pairs.set_known([(1, 6)])
+    save_potential(made, tmp_path / "model.pt")
+    new = potential(1, unseen_pairs="damp")
+    assert new.model.element_pairs is not None
+    new.model.element_pairs.set_known([(1, 8)])
+    start_weights(new, StartSection(checkpoint=str(tmp_path / "model.pt")))
+    assert new.model.element_pairs.known.nonzero().tolist() == [[1, 6], [1, 8], [6, 1], [8, 1]]
+
+
 def test_the_normalisation_is_kept_unless_another_is_named(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path, tmp_path, start_from={"checkpoint": "model.pt"})
     settings.pop("normalization", None)

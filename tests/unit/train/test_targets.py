@@ -20,7 +20,7 @@ from ocpgem.errors import DataError, OcpgemError, RequestError
 from ocpgem.models.normalization import Normalization
 from ocpgem.models.potential import Potential
 from ocpgem.train.target_section import NormalizationSection
-from ocpgem.train.targets import Targets, fit_targets, given_targets, require_references
+from ocpgem.train.targets import Targets, element_pairs_of, fit_targets, given_targets, require_references
 from tests.tiny_runs import random_system, random_systems, tiny_config
 
 H, O, CU, PT = 1, 8, 29, 78  # noqa: E741
@@ -357,3 +357,8 @@ def test_the_section_round_trips_and_the_word_fit_stands_for_itself() -> None:
     assert parse_config(dump_config(section), NormalizationSection, "dump") == section
     assert tiny_config(normalization="fit").normalization == NormalizationSection(fit=True)
     assert tiny_config().normalization == NormalizationSection(fit=True)
+
+
+def test_pairs_of_elements_are_those_of_one_system() -> None:
+    data = InMemoryDataset([of([H, PT, PT], 0.0), of([O, PT], 0.0, sid=1)])
+    assert element_pairs_of(data) == [(H, H), (H, PT), (O, O), (O, PT), (PT, PT)]
