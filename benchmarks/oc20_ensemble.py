@@ -20,8 +20,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from oc20_frames import error_lines
+
 from ocpgem.config import load_config
 from ocpgem.data.dataset import Dataset, Subset
+from ocpgem.data.open import open_dataset
 from ocpgem.evaluate.api import score
 from ocpgem.evaluate.open_model import Model, load
 from ocpgem.evaluate.predict import Effort
@@ -36,7 +39,15 @@ AT_ONCE = 2
 
 def train(run: Path, seed: int) -> None:
     """Train one member on one core."""
-    words: list[str | Path] = [sys.executable, ROOT / "main.py", "train", CONFIG, "--run-dir", run, f"seed={seed}"]
+    words: list[str | Path] = [
+        sys.executable,
+        ROOT / "main.py",
+        "train",
+        CONFIG,
+        "--run-dir",
+        run,
+        f"seed={seed}",
+    ]
     subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
 
 
@@ -80,12 +91,14 @@ def main() -> None:
         f"| | minutes | {' | '.join(f'{name}: forces | energy' for name in names)} |",
         f"|---|---:|{'---:|---:|' * len(names)}",
     ]
+    unseen = next(iter(config.data.val_sets.values())).path
     minutes = [minutes_of(run) for run in runs]
     for number, run in enumerate(runs):
         lines.append(row(f"member {number + 1}", minutes[number], load(latest(run)), sets))
     for count in range(2, len(runs) + 1, 2):
         wall = sum(minutes[:count]) / AT_ONCE
         lines.append(row(f"{count} members", wall, load([latest(run) for run in runs[:count]]), sets))
+    lines += error_lines(load([latest(run) for run in runs]), train_set, open_dataset(unseen))
     (RESULTS / "oc20_ensemble_table.md").write_text("\n".join(lines) + "\n")
 
 

@@ -25,6 +25,7 @@ from ocpgem.config import parse_config
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import Recipe
 from ocpgem.data.open import open_dataset
+from ocpgem.models.combined import Combined
 from ocpgem.models.potential import Potential
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.datasets import open_training_set, open_validation_sets
@@ -78,7 +79,9 @@ def draw(validations: dict[str, list[dict[str, Any]]], zero: dict[str, float], p
     figure.savefig(path, metadata={"Date": None})
 
 
-def force_errors(potential: Potential, dataset: Dataset, step: int) -> dict[int, NDArray[np.float64]]:
+def force_errors(
+    potential: Potential | Combined, dataset: Dataset, step: int
+) -> dict[int, NDArray[np.float64]]:
     """By system: sums over free force components of |error| and |force|, and their number; of every step-th frame."""
     recipe = Recipe(dataset, potential.graph_spec)
     sums: dict[int, NDArray[np.float64]] = {}
@@ -98,7 +101,7 @@ def force_errors(potential: Potential, dataset: Dataset, step: int) -> dict[int,
     return sums
 
 
-def error_lines(potential: Potential, train_set: Dataset, unseen: Dataset) -> list[str]:
+def error_lines(potential: Potential | Combined, train_set: Dataset, unseen: Dataset) -> list[str]:
     """Tables of the force MAE on training frames and on each unseen system."""
     train = sum(force_errors(potential, train_set, step=10).values())
     lines = [
