@@ -58,7 +58,7 @@ def random_systems(n: int, seed: int = 0) -> Iterator[System]:
 
 
 def tiny_settings(train: Path | str, val: Path | str | None = None, **changes: Any) -> dict[str, Any]:
-    """A configuration as a map; `changes` replace whole sections, but `data` and `model` are merged."""
+    """A configuration as a map; `changes` replace whole sections, but `data`, `model` and `validation` are merged."""
     data = {"train": str(train), "batch_size": 4, "eval_batch_size": 3, "workers": 0}
     if val is not None:
         data["val"] = {"val": str(val)}
@@ -66,12 +66,12 @@ def tiny_settings(train: Path | str, val: Path | str | None = None, **changes: A
         "steps": 6,
         "log_every_steps": 2,
         "loss": {"energy": 1, "forces": 10},
-        "validation": {"every_steps": 3},
         "checkpoint": {"every_steps": 4},
-    } | {key: value for key, value in changes.items() if key not in {"data", "model"}}
+    } | {key: value for key, value in changes.items() if key not in {"data", "model", "validation"}}
     return settings | {
         "data": data | changes.get("data", {}),
         "model": TINY_MODEL | changes.get("model", {}),
+        "validation": {"every_steps": 3, "parity_systems": 0} | changes.get("validation", {}),
     }
 
 

@@ -96,6 +96,17 @@ def force_parity(theme: Theme, sets: Sets) -> "Figure":
 
 
 @as_png
+def parity(theme: Theme, title: str, each: PredictionSet) -> "Figure":
+    """Predicted against true energies and, where there are any, force components of one data set, side by side."""
+    with_forces = each.forces is not None and each.forces_true is not None
+    figure = new_figure(_PANEL_INCHES * (1 + with_forces), _PANEL_INCHES)
+    _draw_energy_parity(figure.add_subplot(1, 1 + with_forces, 1), f"Energy, {title}", each, theme)
+    if with_forces:
+        _draw_force_parity(figure.add_subplot(1, 2, 2), f"Forces, {title}", each, theme)
+    return figure
+
+
+@as_png
 def error_by_element(theme: Theme, sets: Sets) -> "Figure":
     """The force MAE of each element's free atoms, a panel per split, beside that of predicting zero."""
     from ase.data import chemical_symbols

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ocpgem.data.cost import SYSTEMS, Batching, Budget, systems_per_batch
@@ -31,6 +30,7 @@ from ocpgem.evaluate.open_model import (
 from ocpgem.evaluate.parts import Parts, plan_of
 from ocpgem.evaluate.prediction_set import (
     PredictionSet,
+    as_arrays,
     check_target,
     join,
     metrics_of,
@@ -43,7 +43,6 @@ from ocpgem.parallel import group
 
 if TYPE_CHECKING:
     from rich.progress import Progress
-    from torch_geometric.data import Batch
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,19 @@ class PredictionReport:
 
 
 def evaluate(
-    potential: Model, dataset: Dataset, effort: Effort | None = None, label: str = "evaluate"
+    potential: Model,
+    dataset: Dataset,
+    effort: Effort | None = None,
+    label: str = "evaluate",
+    watch: "Callable[[EvalBatch, Predictions], None] | None" = None,
 ) -> dict[str, float]:
     """The metrics of `potential` on a labelled data set, the same on every rank.
 
+    watch: shown every batch of this rank with its predictions.
     The potential is used where its parameters are and returns to training mode if it was in it. Raises
     DataError naming the record that cannot be used, lacks its energy, or is predicted as NaN.
     """
-    return _totals(potential, dataset, effort or Effort(), label, None).result()
+    return _totals(potential, dataset, effort or Effort(), label, None, watch).result()
 
 
 def evaluate_sets(
@@ -171,7 +175,7 @@ class _Prediction:
             predictions = replace(predictions, forces=None, forces_spread=None)
         if item.batch.get("energy") is not None:
             self.metrics.update(predictions, item.batch)
-        self.pending.append((item.indices, _to_arrays(predictions, item.batch)))
+        self.pending.append((item.indices, as_arrays(predictions, item.batch)))
         if self._parts.due():
             indices = np.concatenate([indices for indices, _ in self.pending])
             self._parts.keep(indices, join([each for _, each in self.pending]).columns())
@@ -235,33 +239,18 @@ def _evaluating(potential: Model) -> Iterator[None]:
         potential.train(was_training)
 
 
-def _to_arrays(predictions: Predictions, batch: "Batch") -> PredictionSet:
-    def array(value: torch.Tensor | None) -> Any:
-        return None if value is None else value.detach().cpu().numpy()
-
-    return PredictionSet(
-        sid=array(batch.sid),
-        fid=array(batch.fid),
-        natoms=array(batch.natoms),
-        energy=array(predictions.energy),
-        fixed=array(batch.fixed),
-        atomic_numbers=array(batch.atomic_numbers).astype(np.uint8),
-        forces=array(predictions.forces),
-        energy_true=array(batch.get("energy")),
-        forces_true=array(batch.get("forces")) if predictions.forces is not None else None,
-        tags=array(batch.tags).astype(np.uint8),
-        energy_spread=array(predictions.energy_spread),
-        forces_spread=array(predictions.forces_spread),
-    )
-
-
 def _totals(
-    potential: Model, dataset: Dataset, effort: Effort, label: str, parts: Parts | None
+    potential: Model,
+    dataset: Dataset,
+    effort: Effort,
+    label: str,
+    parts: Parts | None,
+    watch: Callable[[EvalBatch, Predictions], None] | None = None,
 ) -> S2EFMetrics:
     """The totals of the metrics over all ranks."""
     nothing = np.zeros(0, dtype=np.int64)
     with nullcontext(nothing) if parts is None else parts.claimed() as done:
-        work = _Evaluation(parts)
+        work = _Evaluation(parts, watch)
         if parts is not None and group.is_main():
             for part in parts.read():
                 work.metrics.add(part["sids"], part["terms"])
@@ -274,15 +263,17 @@ def _totals(
 class _Evaluation:
     """The totals of this rank; of those since the last part, also which systems they are of."""
 
-    def __init__(self, parts: Parts | None) -> None:
+    def __init__(self, parts: Parts | None, watch: Callable[[EvalBatch, Predictions], None] | None) -> None:
         self.metrics = S2EFMetrics()
         self._fresh = S2EFMetrics()
         self._indices: list[Array] = []
-        self._parts = parts
+        self._parts, self._watch = parts, watch
 
     def collect(self, item: EvalBatch, predictions: Predictions) -> None:
         """Count a batch."""
         self._fresh.update(predictions, item.batch)
+        if self._watch is not None:
+            self._watch(item, predictions)
         self._indices.append(item.indices)
         if self._parts is not None and self._parts.due():
             self._keep(self._parts)

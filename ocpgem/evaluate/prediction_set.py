@@ -24,7 +24,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from ocpgem.evaluate.metrics import ALL_METRICS, ENERGY_THRESHOLD, ROW, S2EFMetr
 from ocpgem.evaluate.positions import mean_distances, share_within
 from ocpgem.files import written_whole
 from ocpgem.models.potential import Predictions
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
 
 Array = NDArray[Any]
 DialectName = Literal["raw", "ocp", "hub"]
@@ -116,6 +119,28 @@ class PredictionSet:
         if not frame:
             return self.sid.astype(str)
         return np.char.add(np.char.add(self.sid.astype(str), "_"), self.fid.astype(str))
+
+
+def as_arrays(predictions: Predictions, batch: "Batch") -> PredictionSet:
+    """What was predicted for a batch, with its labels."""
+
+    def array(value: torch.Tensor | None) -> Any:
+        return None if value is None else value.detach().cpu().numpy()
+
+    return PredictionSet(
+        sid=array(batch.sid),
+        fid=array(batch.fid),
+        natoms=array(batch.natoms),
+        energy=array(predictions.energy),
+        fixed=array(batch.fixed),
+        atomic_numbers=array(batch.atomic_numbers).astype(np.uint8),
+        forces=array(predictions.forces),
+        energy_true=array(batch.get("energy")),
+        forces_true=array(batch.get("forces")) if predictions.forces is not None else None,
+        tags=array(batch.tags).astype(np.uint8),
+        energy_spread=array(predictions.energy_spread),
+        forces_spread=array(predictions.forces_spread),
+    )
 
 
 class OtherDialectError(DataError):

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from ocpgem.config import Section
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.train.data_section import DataSetEntry, DataSetSection, SkipSection, as_section
+from ocpgem.train.logger_section import LoggerSection
 from ocpgem.train.target_section import NormalizationEntry, NormalizationSection
 
 
@@ -202,6 +203,11 @@ class ValidationSection(Section):
 
     every_steps: int = Field(500, ge=1)
     metric: Literal["forces_mae", "energy_mae"] = "forces_mae"
+    parity_systems: int = Field(
+        1000,
+        ge=0,
+        description="systems of each set whose predictions are drawn against their labels at every validation; 0: none",
+    )
 
 
 class CheckpointSection(Section):
@@ -274,8 +280,9 @@ class TrainConfig(Section):
     )
     log_every_steps: int = Field(10, ge=1)
     histograms_every_steps: int | None = Field(
-        None, ge=1, description="write the distributions of the averaged weights to TensorBoard; null: never"
+        None, ge=1, description="hand the distributions of the averaged weights to the loggers; null: never"
     )
+    loggers: LoggerSection = LoggerSection()
     start_from: StartSection | None = Field(None, description="null: random weights")
     data: DataSection
     model: GemNetConfig

@@ -3,6 +3,7 @@
 import resource
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -255,7 +256,8 @@ def _process(device: Device | None, working: int, tensor: int) -> dict[str, int]
     """What is not in tensors; tensor: bytes of a typical one."""
     if device is None:
         import_deepspeed()
-        from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (what a training process has loaded)
+        for module in ("torch.utils.tensorboard", "matplotlib.figure", "scipy.ndimage"):
+            import_module(module)  # what a training process has loaded
 
         lost = int((_HEAP_FRAGMENTATION - 1) * working) if tensor < _OWN_MAPPING else 0
         return {

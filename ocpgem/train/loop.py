@@ -16,18 +16,20 @@ from torch import nn
 from ocpgem.checkpoint import MODEL_FILE, save_potential
 from ocpgem.data.loader import StepBatch
 from ocpgem.errors import CheckpointError, OcpgemError, TrainingError
+from ocpgem.evaluate.parity import ParitySample
 from ocpgem.evaluate.predict import evaluate
 from ocpgem.files import write_text
 from ocpgem.models.potential import Potential
 from ocpgem.parallel import group
+from ocpgem.train.callbacks import Callbacks, Numbers
 from ocpgem.train.ending import DiskGuard, explained
-from ocpgem.train.logger import MetricLogger, TrainingProgress
 from ocpgem.train.loss import require_labels
 from ocpgem.train.parts import RunParts, TrainSummary
 from ocpgem.train.signals import StoppedInValidationError
 from ocpgem.train.state import Checkpoints, TrainState
 from ocpgem.train.step import StepRunner
 from ocpgem.train.summary import as_text, peak_bytes
+from ocpgem.train.terminal import TrainingProgress
 
 log = logging.getLogger("ocpgem")
 
@@ -43,6 +45,7 @@ class TrainingLoop:
         self._start = start
         self._steps = StepRunner(parts)
         self._disk = DiskGuard(parts.say)
+        self._callbacks = Callbacks(parts.callbacks if group.is_main() else (), self._disk.guarded)
         self._validating = False
         self._checkpoint: Path | None = None
         self._state = TrainState(world_size=group.world_size())
@@ -59,7 +62,6 @@ class TrainingLoop:
         """
         parts, watchdog = self._parts, self._parts.watchdog
         self._resume()
-        self._logger = MetricLogger(parts.run, self._state.step) if group.is_main() else None
         self._progress = TrainingProgress(parts.config.steps, self._state.step, parts.console)
         self._clock = time.monotonic() - self._state.seconds
         parts.stop.wait_for_steps()
@@ -89,9 +91,7 @@ class TrainingLoop:
         finally:
             parts.watchdog.stop()
             self._checkpoints.finish()
-            if self._logger is not None:
-                with self._disk.guarded("the metrics"):
-                    self._logger.close()
+            self._callbacks.tell(lambda callback: callback.ended(self._state.step))
 
     def _before_forward(self, module: nn.Module, inputs: Any) -> None:
         """A sign of progress; and the place where a signal ends a validation, which may take hours."""
@@ -117,6 +117,8 @@ class TrainingLoop:
 
     def _train(self) -> None:
         state = self._state
+        settings = self._config.model_dump(mode="json")
+        group.on_main(lambda: self._callbacks.start(self._parts.run.path, state.step, settings))
         if state.pending_validation is not None:
             self._validate(state.pending_validation)
         steps = self._parts.loader.steps(state.step, state.drawn)
@@ -195,16 +197,13 @@ class TrainingLoop:
         self._progress.numbers(state.step, text, rate * (config.steps - state.step))
 
     def _record(self, kind: str, numbers: dict[str, float], **labels: Any) -> None:
-        if self._logger is not None:
-            with self._disk.guarded("the metrics"):
-                seconds = round(self._state.seconds, 3)
-                self._logger.write(kind, self._state.step, numbers, **labels, seconds=seconds)
+        labels["seconds"] = round(self._state.seconds, 3)
+        found = Numbers(kind, self._state.step, numbers, labels)
+        self._callbacks.tell(lambda callback: callback.numbers(found))
 
     def _record_weights(self) -> None:
         weights = self._parts.ema.state_dict()  # a collective under ZeRO-3
-        if self._logger is not None:
-            with self._disk.guarded("the histograms"):
-                self._logger.histograms(self._state.step, weights)
+        self._callbacks.tell(lambda callback: callback.histograms(self._state.step, weights))
 
     def _validate(self, epoch: float) -> None:
         """Score the validation sets; where a signal comes, a resumed run begins with them."""
@@ -224,16 +223,24 @@ class TrainingLoop:
         effort = dataclasses.replace(parts.effort, progress=self._progress.display)
         with parts.ema.applied() as potential:
             for index, (split, dataset) in enumerate(parts.val_sets.items()):
-                metrics = evaluate(potential, dataset, effort, label=f"validating {split}")
+                sample = ParitySample(len(dataset), self._config.validation.parity_systems)
+                metrics = evaluate(potential, dataset, effort, f"validating {split}", sample.take)
                 self._metrics[split] = metrics
                 state.seconds = time.monotonic() - self._clock
                 self._record("val", metrics, split=split, epoch=epoch)
+                self._draw(split, sample)
                 forces = f"  force MAE {metrics['forces_mae']:.4f} eV/A" if "forces_mae" in metrics else ""
                 self._progress.message(
                     f"step {state.step}  {split}: energy MAE {metrics['energy_mae']:.4f} eV{forces}"
                 )
                 if index == 0:
                     self._keep_if_best(potential, metrics)
+
+    def _draw(self, split: str, sample: ParitySample) -> None:
+        """Predictions against labels, for the loggers; a collective."""
+        png = sample.png(f"{split}, step {self._state.step}")
+        if png is not None:
+            self._callbacks.tell(lambda callback: callback.figure(self._state.step, f"parity/{split}", png))
 
     def _keep_if_best(self, potential: Potential, metrics: dict[str, float]) -> None:
         """Save the (averaged) weights now in the model if they are the best so far."""

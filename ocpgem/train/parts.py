@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ocpgem.data.loader import TrainLoader
 from ocpgem.evaluate.predict import Effort
 from ocpgem.models.potential import Potential
 from ocpgem.parallel.watchdog import Watchdog
+from ocpgem.train.callbacks import Callback
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
@@ -53,6 +55,8 @@ class RunParts:
     stop: StopRequest
     watchdog: Watchdog
     plateau: Plateau
+    callbacks: Sequence[Callback] = ()
+    """On rank 0; nothing is told to those of other ranks."""
 
     def learning_rate(self, step: int, n_steps: int | None = None) -> float:
         """Of optimiser step `step` (from 0), in a run of `n_steps` if that is not the configuration's number."""

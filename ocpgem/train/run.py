@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import islice
@@ -25,13 +26,14 @@ from ocpgem.parallel import group
 from ocpgem.parallel.device import choose_device
 from ocpgem.parallel.watchdog import Watchdog, is_lost_peer
 from ocpgem.train.batching import eval_batching, prepare_costs, require_work_for_all, train_batching
+from ocpgem.train.callbacks import Callback
 from ocpgem.train.checkpoint_files import Retention
 from ocpgem.train.config import CheckpointSection, TrainConfig
 from ocpgem.train.datasets import describe_sets, open_data_sets
 from ocpgem.train.ema import moving_average
 from ocpgem.train.ending import ADVICE
 from ocpgem.train.engine import Engine
-from ocpgem.train.logger import make_console
+from ocpgem.train.loggers import loggers_of, require_packages
 from ocpgem.train.loop import TrainingLoop
 from ocpgem.train.parameters import treatments
 from ocpgem.train.parts import RunParts, TrainSummary
@@ -49,28 +51,33 @@ from ocpgem.train.targets import (
     fit_targets,
     require_references,
 )
+from ocpgem.train.terminal import make_console
 from ocpgem.train.unusable import leave_out_unusable, usable_training_set
 
 log = logging.getLogger("ocpgem")
 _FITTING_BATCH = 16
 
 
-def train(config: TrainConfig, run_path: Path, stop: StopRequest | None = None) -> TrainSummary:
+def train(
+    config: TrainConfig, run_path: Path, stop: StopRequest | None = None, callbacks: Sequence[Callback] = ()
+) -> TrainSummary:
     """Train in `run_path`, going on from its latest checkpoint if it has one. Every rank calls it.
 
     Raises RequestError or ConfigError before anything is computed for a request that cannot work.
 
     stop: receives the signals that end the run early; made here where the caller has none.
+    callbacks: told what happens, on rank 0, beside the loggers that the configuration asks for.
     """
     if stop is None:
         stop = StopRequest()
         with stop.listening():
-            return train(config, run_path, stop)
+            return train(config, run_path, stop, callbacks)
+    require_packages(config.loggers)
     device = choose_device()
     # The watchdog, which knows more, must be the first to lose patience.
     group.init_from_environment(device, timedelta(seconds=2 * config.faults.hang_seconds + 60))
     try:
-        loop = _prepared(config, run_path, stop, device)
+        loop = _prepared(config, run_path, stop, device, callbacks)
     except (RuntimeError, dist.DistError) as error:
         if not is_lost_peer(error):
             raise
@@ -78,7 +85,13 @@ def train(config: TrainConfig, run_path: Path, stop: StopRequest | None = None) 
     return loop.run()
 
 
-def _prepared(config: TrainConfig, run_path: Path, stop: StopRequest, device: torch.device) -> TrainingLoop:
+def _prepared(
+    config: TrainConfig,
+    run_path: Path,
+    stop: StopRequest,
+    device: torch.device,
+    callbacks: Sequence[Callback],
+) -> TrainingLoop:
     console = make_console()
     seed_all(config.seed)
     data = open_data_sets(config.data)
@@ -90,6 +103,7 @@ def _prepared(config: TrainConfig, run_path: Path, stop: StopRequest, device: to
     with run.discarded_on_failure():
         data = leave_out_unusable(config, data, run.path, partial(_say, console))
         parts = _assemble(config, run, data.training_set, data.val, device, console, stop)
+    parts.callbacks = [*loggers_of(config.loggers), *callbacks]
     return TrainingLoop(parts, checkpoints, found)
 
 

@@ -111,7 +111,7 @@ def _leaves(tree: Tree, path: str) -> Iterator[tuple[str, Tree]]:
 WITHOUT_COUNTERPART: tuple[tuple[str, str], ...] = (
     (
         r"logger(\..*)?",
-        "metrics always go to metrics.jsonl and tensorboard/ of the run directory; there is no wandb",
+        "metrics go to metrics.jsonl and tensorboard/ of the run directory; for wandb set loggers.wandb.project",
     ),
     (r"trainer", "there is one trainer; what it trains follows from the model and the loss"),
     (

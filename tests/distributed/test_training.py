@@ -245,7 +245,13 @@ def test_a_run_that_skips_records_is_the_run_without_them(tmp_path: Path) -> Non
     runs = {}
     plain: dict[str, Any] = {"steps": 8, "optim": {"schedule": {"name": "constant"}}}
     for name in ("clean", "spoilt"):
-        settings = tiny_settings(tmp_path / name, tmp_path / f"{name}_val", log_every_steps=1, **plain)
+        settings = tiny_settings(
+            tmp_path / name,
+            tmp_path / f"{name}_val",
+            log_every_steps=1,
+            validation={"parity_systems": 5},
+            **plain,
+        )
         config = write_settings(tmp_path / f"{name}.yml", settings)
         runs[name] = tmp_path / f"run-{name}"
         words = ["train", config, "--run-dir", runs[name], "--nproc", 2]
@@ -255,6 +261,8 @@ def test_a_run_that_skips_records_is_the_run_without_them(tmp_path: Path) -> Non
         done = run_main(*words)
         assert done.returncode == 0, done.stderr
     assert "left out: 2 of 14 in train, 1 of 9 in val.val, listed in" in done.stdout
+    figure = runs["spoilt"] / "figures" / "parity" / "val.png"
+    assert figure.read_bytes().startswith(b"\x89PNG"), "drawn from what both ranks predicted"
     listed = [json.loads(line) for line in (runs["spoilt"] / "skipped.jsonl").read_text().splitlines()]
     assert [(entry["sid"], entry["reason"]) for entry in listed] == [
         (3, "no energy"),

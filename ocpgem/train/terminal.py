@@ -1,11 +1,10 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard, and the terminal."""
+"""What a run shows on the terminal."""
 
-import json
 import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -16,39 +15,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from torch import Tensor
-
-from ocpgem.train.run_directory import RunDirectory
 
 log = logging.getLogger("ocpgem")
-
-
-class MetricLogger:
-    """Writes records of numbers; a record is one line of metrics.jsonl and one point per number in TensorBoard."""
-
-    def __init__(self, run: RunDirectory, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        run.forget_metrics_after(first_step)
-        self._file = run.metrics_file.open("a")
-        self._tensorboard = SummaryWriter(str(run.path / "tensorboard"), purge_step=first_step + 1)
-
-    def write(self, kind: str, step: int, numbers: dict[str, float], **labels: Any) -> None:
-        """`labels` (split, epoch, seconds) describe the record; `numbers` are plotted."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **labels, **numbers}) + "\n")
-        self._file.flush()
-        prefix = f"{kind}/{labels['split']}" if "split" in labels else kind
-        for name, value in numbers.items():
-            self._tensorboard.add_scalar(f"{prefix}/{name}", value, step)
-
-    def histograms(self, step: int, weights: dict[str, Tensor]) -> None:
-        """The distribution of the values of each parameter, in TensorBoard."""
-        for name, values in weights.items():
-            self._tensorboard.add_histogram(name.removeprefix("model.").replace(".", "/"), values, step)
-
-    def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
 
 
 class TrainingProgress:
