@@ -1,22 +1,26 @@
 """Systems per second and core from a file to a batch with its graph, searched or from stored edges.
 
-    python benchmarks/loader_throughput.py
+    python benchmarks/loader_throughput.py [--fairchem PYTHON]
 
 The records of `records.py` (75 atoms; 6 A, nearest 50), in one process and thread, from a warm file:
 
-- search: ocpgem's loader as it is; edges are searched for every record it reads;
-- stored edges: the same, but the edges come out of a second LMDB (source, offset and reverse, 7 bytes an edge). This is
-  a prototype in this script, to know what storing them would bring; ocpgem's data sets do not have it;
+- search: the edges are searched for every record that is read;
+- stored edges: `data.stored_edges`, from what `data edges` has written beside the data set;
 - pickled with edges: records in the layout of the released LMDBs (pickled PyG objects with edge_index, cell_offsets and
-  distances), unpickled and collated by PyG, without the topology that a model needs: what the released reader does.
+  distances), unpickled and collated by PyG, without the topology that a model needs: what the released reader does;
+- fairchem-core: the same file through fairchem's own LmdbDataset and data_list_collater, where PYTHON can import
+  fairchem-core 1.10.0 (pip install --no-deps, in a virtual environment that sees torch and PyG).
 
 Writes benchmarks/results/loader_throughput.md. Every figure is the median of five passes over 640 systems.
 """
 
+import argparse
+import json
 import os
 import pickle
 import platform
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,41 +33,16 @@ import torch
 from records import slab
 from torch_geometric.data import Batch, Data
 
-from ocpgem.data.batch import collate
-from ocpgem.data.lmdb_store import LmdbDataset, ShardWriter
+from ocpgem.data.edge_store import edges_of, store_edges
+from ocpgem.data.lmdb_store import LmdbDataset, write_dataset
 from ocpgem.data.loader import Recipe, TrainLoader
 from ocpgem.data.system import System
 from ocpgem.graph.edges import SymmetricEdges
-from ocpgem.graph.topology import GraphSpec, SystemEdges, concat, system_edges
+from ocpgem.graph.spec import GraphSpec
 
 RESULT = Path(__file__).parent / "results" / "loader_throughput.md"
 N, BATCH, PASSES = 640, 32, 5
 GRAPH = GraphSpec(6.0, 50)
-
-
-def encoded(edges: SymmetricEdges, n_atoms: int) -> bytes:
-    """Edges as bytes: number per target, source, offset, position of the reverse edge."""
-    counts = np.bincount(edges.target, minlength=n_atoms)
-    parts = [
-        counts.astype("<u2"),
-        edges.source.astype("<u2"),
-        edges.offset.astype("i1"),
-        edges.reverse.astype("<u2"),
-    ]
-    return b"".join(part.tobytes() for part in parts)
-
-
-def decoded(content: bytes, n_atoms: int) -> SystemEdges:
-    """The inverse of `encoded`."""
-    counts = np.frombuffer(content, "<u2", n_atoms)
-    n_edges = int(counts.sum())
-    source = np.frombuffer(content, "<u2", n_edges, 2 * n_atoms).astype(np.int64)
-    offset = (
-        np.frombuffer(content, "i1", 3 * n_edges, 2 * (n_atoms + n_edges)).reshape(-1, 3).astype(np.int64)
-    )
-    reverse = np.frombuffer(content, "<u2", n_edges, 2 * n_atoms + 5 * n_edges).astype(np.int64)
-    target = np.repeat(np.arange(n_atoms), counts)
-    return SystemEdges(n_atoms, SymmetricEdges(source, target, offset, reverse))
 
 
 def per_second(work: Callable[[], object]) -> float:
@@ -76,13 +55,14 @@ def per_second(work: Callable[[], object]) -> float:
     return N / statistics.median(seconds)
 
 
-def put_all(path: Path, values: list[bytes]) -> lmdb.Transaction:
-    """A read transaction of a new LMDB with these values."""
+def put_all(path: Path, values: list[bytes]) -> None:
+    """A new LMDB with these values, as the released ones are laid out."""
     environment = lmdb.open(str(path), subdir=False, map_size=1 << 30, lock=False)
     with environment.begin(write=True) as transaction:
         for number, value in enumerate(values):
             transaction.put(b"%d" % number, value)
-    return environment.begin()
+        transaction.put(b"length", pickle.dumps(len(values)))
+    environment.close()
 
 
 def released(system: System, edges: SymmetricEdges) -> bytes:
@@ -105,53 +85,96 @@ def released(system: System, edges: SymmetricEdges) -> bytes:
     return pickle.dumps(data, protocol=4)
 
 
-def measure(folder: Path) -> dict[str, float]:
-    with ShardWriter(folder / "data.0000.lmdb") as writer:
-        for seed in range(N):
-            writer.add(slab(seed), n_edges=3000)
-    dataset = LmdbDataset(folder / "data.0000.lmdb")
-    systems = [dataset[index] for index in range(N)]
-    edges = [system_edges(s.pos, s.cell, s.pbc, GRAPH).main for s in systems]
-    stored = put_all(
-        folder / "edges.lmdb", [encoded(e, s.n_atoms) for e, s in zip(edges, systems, strict=True)]
-    )
-    pickled = put_all(folder / "old.lmdb", [released(s, e) for s, e in zip(systems, edges, strict=True)])
-    batches = np.random.default_rng(0).permutation(N).reshape(-1, BATCH).tolist()
-    loader = TrainLoader(Recipe(dataset, GRAPH), BATCH, 0)
+FAIRCHEM = """
+import importlib.util, json, statistics, sys, time, types
+from pathlib import Path
+# The package's own __init__ files import all of it, with what neither reading nor collating needs.
+root = Path(importlib.util.find_spec("fairchem").submodule_search_locations[0])
+for name in ("core", "core.datasets", "core.models", "core.modules"):
+    module = types.ModuleType("fairchem." + name)
+    module.__path__ = [str(root.joinpath(*name.split(".")))]
+    sys.modules["fairchem." + name] = module
+import torch
+torch.set_num_threads(1)
+from fairchem.core.datasets.lmdb_dataset import LmdbDataset, data_list_collater
+file, batches, passes = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+dataset = LmdbDataset({"src": file})
+seconds = []
+for _ in range(passes):
+    started = time.perf_counter()
+    for batch in batches:
+        data_list_collater([dataset[index] for index in batch], otf_graph=False)
+    seconds.append(time.perf_counter() - started)
+print(sum(map(len, batches)) / statistics.median(seconds))
+"""
+"""Run by a Python that can import fairchem-core."""
 
-    def with_stored() -> None:
-        for batch in batches:
-            read = [dataset[index] for index in batch]
-            collate(read)
-            concat([decoded(stored.get(b"%d" % i), s.n_atoms) for i, s in zip(batch, read, strict=True)])
+
+def with_fairchem(python: str, file: Path, batches: list[list[int]]) -> float:
+    """Systems per second of the released reader."""
+    arguments = [python, "-c", FAIRCHEM, str(file), json.dumps(batches), str(PASSES)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{python} cannot read with fairchem-core:\n{done.stderr}")
+    return float(done.stdout.splitlines()[-1])
+
+
+def measure(folder: Path, fairchem: str | None) -> dict[str, float]:
+    write_dataset(folder / "set", (slab(seed) for seed in range(N)))
+    dataset, stored = LmdbDataset(folder / "set"), LmdbDataset(folder / "set")
+    store_edges(folder / "set", GRAPH, workers=1)
+    stored.use_stored_edges(GRAPH)
+    systems = [stored[index] for index in range(N)]
+    edges = [edges_of(system, GRAPH).main for system in systems]
+    put_all(folder / "old.lmdb", [released(s, e) for s, e in zip(systems, edges, strict=True)])
+    batches = np.random.default_rng(0).permutation(N).reshape(-1, BATCH).tolist()
 
     def as_released() -> None:
-        for batch in batches:
-            Batch.from_data_list([pickle.loads(pickled.get(b"%d" % index)) for index in batch])
+        environment = lmdb.open(str(folder / "old.lmdb"), subdir=False, readonly=True, lock=False)
+        with environment.begin() as transaction:
+            for batch in batches:
+                Batch.from_data_list([pickle.loads(transaction.get(b"%d" % index, b"")) for index in batch])
+        environment.close()
 
-    steps = loader.steps()
-    return {
-        "search": per_second(lambda: list(islice(steps, N // BATCH))),
-        "stored edges": per_second(with_stored),
-        "pickled with edges": per_second(as_released),
-        "edges a system": float(np.mean([len(e) for e in edges])),
+    found = {}
+    for name, source in (("search", dataset), ("stored edges", stored)):
+        steps = TrainLoader(Recipe(source, GRAPH), BATCH, 0).steps()
+        found[name] = per_second(lambda steps=steps: list(islice(steps, N // BATCH)))  # type: ignore[misc]
+    found["pickled with edges"] = per_second(as_released)
+    if fairchem is not None:
+        found["fairchem-core 1.10.0"] = with_fairchem(fairchem, folder / "old.lmdb", batches)
+    return found | {
+        "edges a system": float(np.mean([len(each) for each in edges])),
+        "bytes": float(sum(file.stat().st_size for file in (folder / "set" / "edges").rglob("*.lmdb"))) / N,
     }
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--fairchem", metavar="PYTHON")
+    fairchem = parser.parse_args().fairchem
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder))
+        figures = measure(Path(folder), fairchem)
+    n_edges, n_bytes = figures.pop("edges a system"), figures.pop("bytes")
+    command = "python benchmarks/loader_throughput.py" + (" --fairchem PYTHON" if fairchem else "")
     lines = [
         "# From a file to a batch, systems per second and core",
         "",
-        f"`python benchmarks/loader_throughput.py`; 75 atoms and {figures.pop('edges a system'):,.0f} edges a system, "
+        f"`{command}`; 75 atoms and {n_edges:,.0f} edges a system, "
         f"batches of {BATCH}; {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "",
         "| what | systems/s |",
         "|---|---|",
         *[f"| {name} | {value:,.0f} |" for name, value in figures.items()],
+        "",
+        f"Stored edges take {n_bytes / 1000:,.1f} kB a system.",
     ]
+    if fairchem is None:
+        lines.append("fairchem-core was not at hand; `pickled with edges` stands in for its reader.")
     RESULT.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -1,4 +1,4 @@
-"""Commands on data sets: `data convert | split | merge | shard | inspect`."""
+"""Commands on data sets: `data convert | split | merge | shard | edges | inspect`."""
 
 import argparse
 from pathlib import Path
@@ -59,6 +59,26 @@ def add_commands(commands: Subparsers) -> None:
     )
     processes_argument(shard)
     shard.set_defaults(command=_shard)
+
+    edges = data.add_parser(
+        "edges",
+        help="search the edges of a model's graph once and keep them beside data sets",
+        description="Loaders then read edges instead of searching them, where data.stored_edges is true. They are kept "
+        "in DATASET/edges, a folder for each graph (cutoffs, neighbours, rules); what was interrupted goes on.",
+    )
+    edges.add_argument(
+        "datasets",
+        type=Path,
+        nargs="*",
+        metavar="DATASET",
+        help="folders of data sets of ocpgem (default: those of CONFIG)",
+    )
+    edges.add_argument(
+        "--config", type=Path, required=True, metavar="CONFIG", help="whose model says which edges"
+    )
+    edges.add_argument("--anew", action="store_true", help="make them again where they are there")
+    processes_argument(edges)
+    edges.set_defaults(command=_edges)
 
     inspect = data.add_parser(
         "inspect",
@@ -184,6 +204,18 @@ def _shard(args: argparse.Namespace) -> int:
     from ocpgem.data.merge import merge_datasets
 
     print(merge_datasets([args.dataset], args.out, args.shards, workers=args.workers).summary)
+    return 0
+
+
+def _edges(args: argparse.Namespace) -> int:
+    from ocpgem.config import load_config
+    from ocpgem.data.edge_store import store_edges
+    from ocpgem.train.config import TrainConfig
+
+    config = load_config(args.config, (), TrainConfig)
+    entries = [*config.data.train_sets, *config.data.val_sets.values()]
+    for path in args.datasets or dict.fromkeys(Path(entry.path) for entry in entries):
+        print(store_edges(path, config.model.graph_spec, args.workers, args.anew))
     return 0
 
 

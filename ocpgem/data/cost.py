@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from ocpgem.data.dataset import Dataset
+from ocpgem.data.edge_store import edges_of
 from ocpgem.data.sizes import SizeTable
 from ocpgem.errors import DataError, RequestError
 from ocpgem.graph.spec import GraphSpec
-from ocpgem.graph.topology import system_edges
 
 Ints = NDArray[np.integer]
 SAMPLE = 500
@@ -93,7 +93,7 @@ def fit_edge_cost(dataset: Dataset, graph: GraphSpec, sample: int = SAMPLE) -> C
     for place in places.tolist():
         try:
             system = dataset[place]
-            counted.append(len(system_edges(system.pos, system.cell, system.pbc, graph, system.tags).main))
+            counted.append(len(edges_of(system, graph).main))
         except DataError as error:
             failure = error
             continue

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ocpgem.data.draws import Draws
 from ocpgem.data.sizes import NO_SIZE, SizeTable, size_row, size_table
 from ocpgem.data.system import System
-from ocpgem.errors import DataError
+from ocpgem.errors import DataError, RequestError
+from ocpgem.graph.spec import GraphSpec
 
 
 class Dataset(ABC):
@@ -46,6 +47,16 @@ class Dataset(ABC):
     def draws(self, seed: int) -> Draws | None:
         """How often training draws each system; None where each is drawn once in every epoch."""
         return None
+
+    def use_stored_edges(self, graph: GraphSpec) -> None:
+        """Hand out systems with their edges of this graph, as `data edges` has stored them.
+
+        Raises RequestError where there are none.
+        """
+        raise RequestError(
+            f"{self.path} cannot have stored edges, only the folder of a data set of ocpgem can; convert it first "
+            "(data convert), or set data.stored_edges: false"
+        )
 
     def leave_out(self, indices: NDArray[np.integer]) -> None:
         """These systems will not be asked for, and must not be in the way of the side table if they are unusable."""

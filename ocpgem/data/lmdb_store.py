@@ -23,6 +23,7 @@ import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
+from ocpgem.data.edge_store import EdgeStore
 from ocpgem.data.lmdb_file import open_lmdb
 from ocpgem.data.record import decode, encode
 from ocpgem.data.sharded import ShardedDataset, existing
@@ -39,6 +40,7 @@ from ocpgem.data.sizes import (
 )
 from ocpgem.data.system import System
 from ocpgem.errors import DataError, RequestError
+from ocpgem.graph.spec import GraphSpec
 
 SHARD_FORMAT, DATASET_FORMAT, VERSION = "ocpgem-shard", "ocpgem-dataset", 1
 HEADER_KEY, SIZES_KEY = b"ocpgem", b"sizes"
@@ -185,6 +187,23 @@ class LmdbDataset(ShardedDataset["_Shard"]):
             files, counts = [path], [shard_file.count]
         super().__init__(path, files, counts)
         self._sizes_file: SizesFile | None = None
+        self._edges: EdgeStore | None = None
+
+    def use_stored_edges(self, graph: GraphSpec) -> None:
+        """Hand out systems with their edges of this graph; the side table then counts these.
+
+        Raises RequestError where there are none and DataError where they are of another data set.
+        """
+        if not self.path.is_dir():
+            super().use_stored_edges(graph)
+        self._edges = EdgeStore(self.path, self.metadata, graph)
+        self._sizes_file = self._table = None
+
+    def __getitem__(self, index: int) -> System:
+        system = super().__getitem__(index)
+        if self._edges is not None:
+            system.edges = self._edges.get(*self._locate(index % len(self)))
+        return system
 
     @property
     def stores_sizes(self) -> bool:
@@ -200,15 +219,19 @@ class LmdbDataset(ShardedDataset["_Shard"]):
     def _load_sizes(self) -> SizeTable:
         if not self.path.is_dir():
             return self._shard(0).sizes()
-        return np.asarray(mapped_sizes(self.path / SIZES_FILE, len(self)))
+        return np.asarray(mapped_sizes(self._side_table, len(self)))
 
     def rows(self, indices: NDArray[np.integer]) -> SizeTable:
         """The rows of the side table of some records, without mapping the others."""
         if not self.path.is_dir():
             return super().rows(indices)
         if self._sizes_file is None:
-            self._sizes_file = SizesFile(self.path / SIZES_FILE, len(self))
+            self._sizes_file = SizesFile(self._side_table, len(self))
         return self._sizes_file.rows(indices)
+
+    @property
+    def _side_table(self) -> Path:
+        return self.path / SIZES_FILE if self._edges is None else self._edges.sizes_file
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_sizes_file": None}

@@ -26,12 +26,13 @@ from ocpgem.data.batch import OPTIONAL_KEYS, collate
 from ocpgem.data.cost import Batching, Budget, systems_per_batch
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.draws import all_once
+from ocpgem.data.edge_store import edges_of
 from ocpgem.data.plan import Ints, StepPlan, TrainPlan, check_fits, plan_evaluation
 from ocpgem.data.reading import NOTHING, ReadingNotes, reading_notes, worker_killed
 from ocpgem.data.system import MAX_ATOMIC_NUMBER, System
 from ocpgem.data.transport import Packed, pack
 from ocpgem.errors import DataError, OcpgemError
-from ocpgem.graph.topology import GraphSpec, Topology, concat, system_edges
+from ocpgem.graph.topology import GraphSpec, Topology, concat
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Recipe:
         for index, system in zip(indices.tolist(), systems, strict=True):
             note(index)
             try:
-                edges.append(system_edges(system.pos, system.cell, system.pbc, self.graph, system.tags))
+                edges.append(edges_of(system, self.graph))
             except DataError as error:
                 raise DataError(f"{system.where}: {error}") from None
         return batch, concat(edges)

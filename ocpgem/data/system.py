@@ -16,6 +16,8 @@ from ocpgem.errors import DataError
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from ocpgem.data.edge_store import StoredEdges
+
 Float32 = NDArray[np.float32]
 
 MAX_ATOMIC_NUMBER = 100
@@ -42,6 +44,7 @@ class System:
         energy_relaxed: energy in eV of the relaxed structure (IS2RE).
         pos_relaxed: relaxed positions [n, 3] in A (IS2RS).
         source: the file and record it came from, for messages.
+        edges: edges that are stored with it, where the data set was asked for them (ocpgem.data.edge_store).
     """
 
     pos: Float32
@@ -57,6 +60,7 @@ class System:
     energy_relaxed: float | None = None
     pos_relaxed: Float32 | None = None
     source: str = ""
+    edges: StoredEdges | None = None
 
     @property
     def n_atoms(self) -> int:

@@ -77,10 +77,11 @@ def check_training(config: TrainConfig, profile: ClusterProfile, found: Findings
     before = len(found.mistakes)
     check_paths(config.files, found)
     if len(found.mistakes) == before:
-        from ocpgem.train.datasets import open_training_set, open_validation_sets
+        from ocpgem.train.datasets import edges_to_read, open_training_set, open_validation_sets
 
-        checked(lambda: open_training_set(config.data), found)
-        checked(lambda: open_validation_sets(config.data), found)
+        graph = edges_to_read(config)
+        checked(lambda: open_training_set(config.data, graph), found)
+        checked(lambda: open_validation_sets(config.data, graph), found)
     size = config.data.batch_size
     if isinstance(size, int) and size < profile.n_ranks:
         found.mistakes.append(

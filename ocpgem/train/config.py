@@ -62,6 +62,11 @@ class DataSection(Section):
     workers: int = Field(
         1, ge=0, le=256, description="loader processes per rank; 0 loads in the training process"
     )
+    stored_edges: bool = Field(
+        False,
+        description="read the edges of the model's graph that data edges has stored beside every data set, instead of "
+        "searching them; batches then go by their exact numbers",
+    )
     worker_start: Literal["fork", "spawn"] = Field(
         "fork",
         description="spawn: loader processes start anew, for libraries (some MPI and InfiniBand) that a fork breaks",

@@ -7,7 +7,8 @@ from ocpgem.data.labels import Relabelled, read_system_references
 from ocpgem.data.mixture import Mixture
 from ocpgem.data.open import open_dataset
 from ocpgem.data.subset import Indices, first_records, random_records, records_of_file
-from ocpgem.train.config import DataSection
+from ocpgem.graph.spec import GraphSpec
+from ocpgem.train.config import DataSection, TrainConfig
 from ocpgem.train.data_section import DataSetSection, SubsetSection
 
 
@@ -43,31 +44,41 @@ class DataSets:
         return DataSets(found[:n_train], self.weights, dict(zip(self.val, found[n_train:], strict=True)))
 
 
-def open_data_sets(data: DataSection) -> DataSets:
-    """Every data set; raises RequestError or DataError for what is missing or cannot be used."""
-    return DataSets(
-        [open_entry(entry) for entry in data.train_sets],
-        [entry.weight for entry in data.train_sets],
-        open_validation_sets(data),
-    )
+def open_data_sets(data: DataSection, graph: GraphSpec | None = None) -> DataSets:
+    """Every data set; raises RequestError or DataError for what is missing or cannot be used.
+
+    graph: that of the model, where edges that are stored beside the data sets are to be read (`edges_to_read`).
+    """
+    train = open_training_sets(data, graph)
+    return DataSets(train.train, train.weights, open_validation_sets(data, graph))
 
 
-def open_training_set(data: DataSection) -> Dataset:
-    """The data set to train on, unusable records included."""
+def edges_to_read(config: TrainConfig) -> GraphSpec | None:
+    """The graph whose stored edges a run reads, None where it searches them."""
+    return config.model.graph_spec if config.data.stored_edges else None
+
+
+def open_training_sets(data: DataSection, graph: GraphSpec | None = None) -> DataSets:
+    """The data sets to train on alone, unusable records included."""
     entries = data.train_sets
-    return DataSets(
-        [open_entry(entry) for entry in entries], [entry.weight for entry in entries], {}
-    ).training_set
+    return DataSets([open_entry(entry, graph) for entry in entries], [entry.weight for entry in entries], {})
 
 
-def open_validation_sets(data: DataSection) -> dict[str, Dataset]:
+def open_training_set(data: DataSection, graph: GraphSpec | None = None) -> Dataset:
+    """The data set to train on, unusable records included."""
+    return open_training_sets(data, graph).training_set
+
+
+def open_validation_sets(data: DataSection, graph: GraphSpec | None = None) -> dict[str, Dataset]:
     """The data sets to validate on, by name, unusable records included."""
-    return {name: open_entry(entry) for name, entry in data.val_sets.items()}
+    return {name: open_entry(entry, graph) for name, entry in data.val_sets.items()}
 
 
-def open_entry(entry: DataSetSection) -> Dataset:
+def open_entry(entry: DataSetSection, graph: GraphSpec | None = None) -> Dataset:
     """One data set as its entry describes it."""
     dataset = open_dataset(entry.path)
+    if graph is not None:
+        dataset.use_stored_edges(graph)
     if entry.subset is not None:
         dataset = Subset(dataset, _chosen(entry.subset, dataset, entry.path))
     if entry.energy == "relaxed" or entry.add_references is not None:

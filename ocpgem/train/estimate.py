@@ -20,7 +20,7 @@ from ocpgem.graph.topology import Topology
 from ocpgem.models.potential import Normalization
 from ocpgem.train.batching import Costs, eval_batching, require_work_for_all, train_batching
 from ocpgem.train.config import TrainConfig
-from ocpgem.train.datasets import open_data_sets
+from ocpgem.train.datasets import edges_to_read, open_data_sets
 from ocpgem.train.engine import REDUCE_BUCKET, import_deepspeed
 from ocpgem.train.step_cost import StepCost, step_cost, validation_bytes
 
@@ -124,7 +124,7 @@ def estimate(config: TrainConfig, world_size: int = 1, device: Device | None = N
     DeepSpeed's copies and buffers as measured with version 0.19.8; a GPU reaches `SHARE_OF_PEAK` and a CPU what a
     product of matrices reaches just now; loader processes are left out. Raises what reading the data raises.
     """
-    data = open_data_sets(config.data)
+    data = open_data_sets(config.data, edges_to_read(config))
     train_set = data.training_set
     recipe = Recipe(train_set, config.model.graph_spec, config.model.n_elements)
     costs = Costs(edges=fit_edge_cost(train_set, recipe.graph))

@@ -29,7 +29,7 @@ from ocpgem.train.batching import eval_batching, prepare_costs, require_work_for
 from ocpgem.train.callbacks import Callback
 from ocpgem.train.checkpoint_files import Retention
 from ocpgem.train.config import CheckpointSection, TrainConfig
-from ocpgem.train.datasets import describe_sets, open_data_sets
+from ocpgem.train.datasets import describe_sets, edges_to_read, open_data_sets
 from ocpgem.train.ema import moving_average
 from ocpgem.train.ending import ADVICE
 from ocpgem.train.engine import Engine
@@ -94,7 +94,7 @@ def _prepared(
 ) -> TrainingLoop:
     console = make_console()
     seed_all(config.seed)
-    data = open_data_sets(config.data)
+    data = open_data_sets(config.data, edges_to_read(config))
     check_parameters(config)
     set_precision(config, device)
     run = RunDirectory(run_path)
