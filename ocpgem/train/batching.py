@@ -9,6 +9,7 @@ from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import Recipe
 from ocpgem.errors import OcpgemError, RequestError
 from ocpgem.files import write_text
+from ocpgem.graph.spec import GraphSpec
 from ocpgem.models.potential import Potential
 from ocpgem.parallel import group
 from ocpgem.train.activation_memory import fit_memory_cost
@@ -35,7 +36,7 @@ def prepare_costs(run: RunDirectory, potential: Potential, recipe: Recipe, data:
     found, error = None, None
     if group.is_main():  # one rank, because plans must not differ by a rounding error
         try:
-            found = _read_costs(file) if file.is_file() else _fit_costs(potential, recipe, data)
+            found = _found_costs(file, potential, recipe, data)
             write_text(file, json.dumps(asdict(found), indent=2) + "\n")
         except OcpgemError as caught:
             error = caught
@@ -45,8 +46,23 @@ def prepare_costs(run: RunDirectory, potential: Potential, recipe: Recipe, data:
     return agreed
 
 
-def _fit_costs(potential: Potential, recipe: Recipe, data: DataSection) -> Costs:
-    edges = fit_edge_cost(recipe.dataset, recipe.graph)
+def keep_edge_cost(folder: Path | None, train_set: Dataset, graph: GraphSpec) -> Cost:
+    """The cost in edges of a run that has none yet, kept for `prepare_costs`. Only rank 0 calls it.
+
+    folder: the run directory; None keeps nothing.
+    """
+    costs = Costs(fit_edge_cost(train_set, graph))
+    if folder is not None:
+        write_text(folder / COSTS_FILE, json.dumps(asdict(costs), indent=2) + "\n")
+    return costs.edges
+
+
+def _found_costs(file: Path, potential: Potential, recipe: Recipe, data: DataSection) -> Costs:
+    """What the file says, and what it does not say yet."""
+    known = _read_costs(file) if file.is_file() else None
+    edges = fit_edge_cost(recipe.dataset, recipe.graph) if known is None else known.edges
+    if known is not None and known.memory is not None:
+        return known
     sizes = (data.batch_size, data.eval_batch_size)
     if any(isinstance(size, BatchBudget) and size.memory_gb is not None for size in sizes):
         return Costs(edges, fit_memory_cost(potential, recipe))

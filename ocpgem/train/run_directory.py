@@ -138,7 +138,7 @@ class RunDirectory:
         return (self.checkpoints / "latest").exists() or self.best.exists()
 
     def _begin_anew(self) -> None:
-        for name in ("preparation.json", "checked.json", "skipped.jsonl"):
+        for name in ("preparation.json", "checked.json", "skipped.jsonl", "costs.json"):
             (self.path / name).unlink(missing_ok=True)
         self.metrics_file.unlink(missing_ok=True)
         shutil.rmtree(self.path / "tensorboard", ignore_errors=True)

@@ -23,8 +23,9 @@ from ocpgem.evaluate.progress import systems_progress
 from ocpgem.files import write_text
 from ocpgem.graph.neighbors import neighbor_search
 from ocpgem.parallel import group
+from ocpgem.train.batching import keep_edge_cost
 from ocpgem.train.config import DataSection, TrainConfig
-from ocpgem.train.datasets import DataSets, open_entry, open_validation_sets
+from ocpgem.train.datasets import DataSets, edges_to_read, open_training_sets, open_validation_sets
 
 LIST_FILE = "skipped.jsonl"
 CHECK_FILE = "checked.json"
@@ -95,6 +96,8 @@ def leave_out_unusable(
     named = data.named
     known = group.on_main(lambda: None if folder is None else read_skipped(folder, named))
     skipped = known if known is not None else _look(config, named)
+    if known is None and config.data.max_edges is not None:
+        skipped += group.on_main(lambda: _oversize(config, data, skipped, folder))
     counts = Counter(entry.data_set for entry in skipped)
     if known is None:
         group.on_main(lambda: _keep(folder, named, skipped, config.data.skip.at_most))
@@ -108,8 +111,7 @@ def leave_out_unusable(
 
 def usable_training_set(config: TrainConfig, say: Callable[[str], None]) -> Dataset:
     """The training set of a configuration without a run: without what cannot be used, if that is allowed."""
-    entries = config.data.train_sets
-    data = DataSets([open_entry(entry) for entry in entries], [entry.weight for entry in entries], {})
+    data = open_training_sets(config.data, edges_to_read(config))
     return leave_out_unusable(config, data, None, say).training_set
 
 
@@ -196,6 +198,31 @@ def _entry(name: str, dataset: Dataset, index: int, system: System | None, fault
         row = dataset.rows(np.array([index]))[0]
         sid, fid = int(row["sid"]), int(row["fid"])
     return Skipped(name, index, dataset.origin(index), sid, fid, fault)
+
+
+def _oversize(
+    config: TrainConfig, data: DataSets, skipped: list[Skipped], folder: Path | None
+) -> list[Skipped]:
+    """Training records, of those not skipped yet, that alone exceed what a rank may compute at once."""
+    named, most = data.named, config.data.max_edges
+    assert most is not None, "asked only where there is a limit"
+    cost = keep_edge_cost(
+        folder, data.replaced(without(named, skipped)).training_set, config.model.graph_spec
+    )
+    found = []
+    for name, dataset in named.items():
+        if not name.startswith("train"):
+            continue
+        gone = {entry.index for entry in skipped if entry.data_set == name}
+        for first, rows in dataset.rows_in_order():
+            edges = cost.at_most(rows)
+            for place in np.flatnonzero(edges > most).tolist():
+                index, row = first + place, rows[place]
+                if index not in gone:
+                    reason = f"up to {edges[place]} edges, more than max_edges {most}"
+                    sid, fid = int(row["sid"]), int(row["fid"])
+                    found.append(Skipped(name, index, dataset.origin(index), sid, fid, reason))
+    return found
 
 
 def _check_of(config: TrainConfig, name: str, dataset: Dataset) -> Check:

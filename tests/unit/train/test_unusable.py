@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ocpgem.data.cost import fit_edge_cost
 from ocpgem.data.dataset import Dataset, InMemoryDataset, Subset
 from ocpgem.data.lmdb_store import LmdbDataset, write_dataset
 from ocpgem.data.loader import Recipe, TrainLoader
@@ -17,8 +18,10 @@ from ocpgem.data.without import Without
 from ocpgem.errors import DataError, RequestError
 from ocpgem.models.normalization import Normalization
 from ocpgem.models.potential import Potential
+from ocpgem.train.batching import prepare_costs, train_batching
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.datasets import DataSets
+from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.unusable import (
     leave_out_unusable,
     read_skipped,
@@ -270,3 +273,31 @@ def test_several_sets_are_looked_at_each_for_itself(tmp_path: Path) -> None:
     ]
     scored = usable_validation_sets(settings.data, run)
     assert scored["v"].sids.tolist() == sets.val["v"].sids.tolist() == [0, 1, 2, 4, 5, 6, 7]
+
+
+def test_a_record_beyond_max_edges_is_left_out_like_any_other_and_the_run_can_begin(tmp_path: Path) -> None:
+    systems = list(random_systems(12))
+    dataset = InMemoryDataset(systems, "memory")
+    plain = config(ALLOW)
+    edges = fit_edge_cost(dataset, plain.model.graph_spec).at_most(dataset.sizes)
+    most = int(np.sort(edges)[-3])
+    too_large = set(np.flatnonzero(edges > most).tolist())
+    assert 1 <= len(too_large) <= 2
+    limited = plain.model_copy(update={"data": plain.data.model_copy(update={"max_edges": most})})
+    found, said = left_out(limited, dataset, tmp_path)
+    assert set(found.sids) == {system.sid for system in systems} - too_large
+    listed = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert {entry["sid"] for entry in listed} == too_large
+    for entry in listed:
+        assert entry["reason"] == f"up to {edges[entry['sid']]} edges, more than max_edges {most}"
+    assert said[0] == f"{len(too_large)} of 12 records of train cannot be used and are left out"
+
+    # With the costs that were kept the rest fits; a second look leaves out the same.
+    run = RunDirectory(tmp_path)
+    potential = Potential(limited.model, Normalization())
+    costs = prepare_costs(run, potential, Recipe(found, potential.graph_spec), limited.data)
+    TrainLoader(Recipe(found, potential.graph_spec), train_batching(limited.data, costs), 0)
+    again, _ = left_out(limited, InMemoryDataset(systems, "memory"), tmp_path)
+    assert again.sids.tolist() == found.sids.tolist()
+    with pytest.raises(RequestError, match=f"more than max_edges {most}"):
+        TrainLoader(Recipe(dataset, potential.graph_spec), train_batching(limited.data, costs), 0)
