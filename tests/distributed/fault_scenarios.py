@@ -142,6 +142,24 @@ def full_disk(scenarios: Scenarios) -> None:
         subprocess.run(["umount", "-l", str(disk)], check=False)
 
 
+PLATEAU = "{name: plateau, warmup_steps: 2, plateau: {patience: 0, factor: 0.5, threshold: 0.9}}"
+"""Only an error ten times smaller counts as better, so that the rate falls at every validation but the first."""
+KINDS: dict[str, tuple[str, ...]] = {
+    "zero 3": ("parallel.zero_stage=3",),
+    "plateau": (f"optim.schedule={PLATEAU}", "validation.every_steps=2"),
+}
+
+
+def killed_twice(scenarios: Scenarios) -> None:
+    """Each kind of run whole, and killed once in its optimiser step and once in a validation."""
+    for kind, words in KINDS.items():
+        scenarios.go(f"{kind} whole", *words)
+        for moment, rank, occurrence in (("optimiser step", 1, 8), ("validation", 0, 2)):
+            fault = at(moment, rank, occurrence, die)
+            scenarios.go(f"{kind} killed in {moment}", *words, run=f"{kind} killed", fault=fault)
+        scenarios.go(f"{kind} after the kills", *words, run=f"{kind} killed")
+
+
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     forked.preload()
@@ -171,6 +189,7 @@ def main(folder: Path) -> None:
     go("after the kills", run="killed")
     go("signal in validation", fault=at("validation", 1, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     go("after the signal", run="signal in validation")
+    killed_twice(scenarios)
     full_disk(scenarios)
     hanging()
     stopping()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ocpgem.errors import REQUEUE
-from tests.distributed.fault_scenarios import BAD_SID, HANG_SECONDS, N_STEPS
+from tests.distributed.fault_scenarios import BAD_SID, HANG_SECONDS, KINDS, N_STEPS
 from tests.distributed.moments import MOMENTS
 from tests.distributed.states import final_state, same_state, train_records
 from tests.tiny_runs import ROOT, clean_environment
@@ -71,6 +71,30 @@ def test_kills_at_every_kind_of_moment_change_nothing(folder: Path, told: dict[s
     assert_ended(told["after the kills"], 0)
     assert same_state(folder / "whole", folder / "killed", N_STEPS)
     assert train_records(folder / "whole") == train_records(folder / "killed")
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_killed_run_is_bit_for_bit_the_whole_one_under_zero_3_and_with_the_plateau_schedule(
+    folder: Path, told: dict[str, Any], kind: str
+) -> None:
+    for moment in ("optimiser step", "validation"):
+        killed = told[f"{kind} killed in {moment}"]
+        assert killed["code"] == 137, killed
+        assert killed["left"] == []
+    assert "resuming from" in told[f"{kind} killed in validation"]["out"]
+    assert_ended(told[f"{kind} after the kills"], 0)
+    assert "resuming from" in told[f"{kind} after the kills"]["out"]
+    whole, killed_run = folder / f"{kind} whole", folder / f"{kind} killed"
+    assert same_state(whole, killed_run, N_STEPS)
+    assert train_records(whole) == train_records(killed_run)
+    assert (whole / "best" / "metrics.json").read_text() == (killed_run / "best" / "metrics.json").read_text()
+    if kind == "plateau":
+        rates = [
+            [record["lr"] for record in map(json.loads, lines) if record["kind"] == "train"]
+            for lines in ((run / "metrics.jsonl").read_text().splitlines() for run in (whole, killed_run))
+        ]
+        assert rates[0] == rates[1]
+        assert rates[0][-1] == pytest.approx(5e-3 / 2**4), "it fell at four validations"
 
 
 @pytest.mark.parametrize("phase", ["forward", "backward"])
