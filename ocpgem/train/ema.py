@@ -86,7 +86,9 @@ class DividedMovingAverage(ExponentialMovingAverage):
     @contextmanager
     def applied(self) -> Iterator[Any]:
         if self._copy is None:
-            self._copy = Potential(self._potential.config, self._potential.normalization)
+            # Its first weights must draw nothing from the random numbers of the run.
+            with torch.random.fork_rng(devices=[]):
+                self._copy = Potential(self._potential.config, self._potential.normalization)
             self._copy.to(next(iter(self.average.values())).device)
         weights = dict(self._potential.named_buffers()) | self.state_dict()
         for name, frozen in self._potential.named_parameters():
