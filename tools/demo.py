@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
-DATA, RUN = Path("data/demo"), Path("runs/demo")
-CONFIG = Path("configs/quickstart.yml")
+DATA, RUN, TUNED = Path("data/demo"), Path("runs/demo"), Path("runs/demo_finetuned")
+CONFIG, TUNING = Path("configs/quickstart.yml"), Path("configs/quickstart_finetune.yml")
 
 
 def commands(extra: list[str]) -> list[tuple[str, list[str]]]:
@@ -34,6 +34,7 @@ def commands(extra: list[str]) -> list[tuple[str, list[str]]]:
         ),
         ("predict one of them", [main, *predict, "--out", str(RUN / "predictions" / "val_id.npz")]),
         ("draw curves and parity plots", [main, "report", str(RUN)]),
+        ("fine-tune it on twenty frames", [main, "train", str(TUNING), "--run-dir", str(TUNED)]),
     ]
 
 
@@ -71,6 +72,7 @@ def summary(seconds: float) -> str:
         ("predictions", RUN / "predictions" / "val_id.npz"),
         ("picture", RUN / "figures" / "overview.png"),
         ("report", RUN / "report.html"),
+        ("fine-tuned", TUNED / "best" / "model.pt"),
     ]
     lines = [f"\nThe demo took {seconds / 60:.1f} minutes. What it made:"]
     lines += [f"  {name:<12} {path}" for name, path in files]
@@ -96,9 +98,10 @@ def main() -> None:
         "overrides", nargs="*", metavar="KEY=VALUE", help="settings of configs/quickstart.yml to change"
     )
     extra = parser.parse_args().overrides
-    if (ROOT / RUN).exists():
-        print(f"removing the previous demo run in {RUN}")
-        shutil.rmtree(ROOT / RUN)
+    for run_dir in (RUN, TUNED):
+        if (ROOT / run_dir).exists():
+            print(f"removing the previous demo run in {run_dir}")
+            shutil.rmtree(ROOT / run_dir)
     (ROOT / RUN).parent.mkdir(exist_ok=True)
     start = time.monotonic()
     steps = commands(extra)

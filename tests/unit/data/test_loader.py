@@ -201,3 +201,21 @@ def test_what_is_hidden_depends_on_step_and_record_only(recipe):
 def test_nothing_is_hidden_in_evaluation(recipe):
     hiding = dataclasses.replace(recipe, hide_elements=1.0)
     assert all("hidden" not in item.batch for item in EvalLoader(hiding, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_wait_in_page_locked_memory_and_are_copied_without_blocking(recipe, workers):
+    settings = WorkerSettings(workers=workers, pin_memory=True)
+    plain = take(TrainLoader(recipe, 6, seed=1), 4)
+    for step, expected in zip(take(TrainLoader(recipe, 6, seed=1, settings=settings), 4), plain, strict=True):
+        for (batch, topology), (other, other_topology) in zip(
+            step.micro_batches, expected.micro_batches, strict=True
+        ):
+            assert batch.pos.is_pinned()
+            assert topology.main.edge_index.is_pinned()
+            pos = batch.pos.to("cuda", non_blocking=True)
+            moved = topology.to("cuda", non_blocking=True)
+            torch.cuda.synchronize()
+            assert torch.equal(pos.cpu(), other.pos)
+            assert torch.equal(moved.main.edge_index.cpu(), other_topology.main.edge_index)
