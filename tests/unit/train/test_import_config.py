@@ -53,7 +53,7 @@ def test_the_old_layout_becomes_our_published_configuration(tmp_path: Path) -> N
         "optim.weight_decay: is 0.01, on which v1 acted",
         "model.scale_file: is not read",
         "model.otf_graph: edges are always computed",
-        "logger: metrics always go",
+        "logger: metrics go to metrics.jsonl",
         "dataset.2.src: a run has no test set",
         "trainer: there is one",
         "80 epochs of 2,000,000 systems",
