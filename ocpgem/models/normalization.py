@@ -50,7 +50,10 @@ class PhysicalUnits:
 
     def atom_energies(self, values: Tensor, atomic_numbers: Tensor, system_of_atom: Tensor) -> Tensor:
         """Energies [n_atoms] in eV of the atoms' terms [n_atoms]; their sums are `energy`, the mean shared equally."""
-        n_atoms = torch.bincount(system_of_atom)[system_of_atom].double()
+        ones = torch.ones_like(
+            values, dtype=torch.float64
+        )  # at most as many systems as atoms; bincount would wait
+        n_atoms = torch.zeros_like(ones).index_add(0, system_of_atom, ones)[system_of_atom]
         energies = values.double() * self.normalization.energy_std + self.normalization.energy_mean / n_atoms
         return (
             energies + self._of_elements(atomic_numbers) if self.normalization.element_energies else energies

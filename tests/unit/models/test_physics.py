@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ocpgem.graph.topology import GraphSpec
 from ocpgem.models.gemnet import basis
@@ -456,39 +455,6 @@ def test_collinear_atoms_keep_rotations_without_effect_and_forces_finite(
     new_energy, new_forces = energy_and_forces(potential, batch)
     agree(new_energy, energy)
     agree(new_forces, follow(forces))
-
-
-# The device
-
-
-class RefuseSynchronisation(TorchDispatchMode):
-    """Raises at any operation that makes the host wait for a value on the device, or the device for one of the host."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "is_nonzero", "equal")
-    COPYING = ("lift_fresh",)  # of a tensor made from Python numbers, also by indexing with a list
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in self.WAITING + self.COPYING, f"{name} waits for the device"
-        return func(*args, **(kwargs or {}))
-
-
-@each_case
-def test_forward_and_backward_never_wait_for_the_device(case: str) -> None:
-    """Where forces are gradients, `forward` holds a backward pass and `backward` differentiates it again."""
-    potential, batch = random_potential(case_config(case)).train(), random_slabs()
-    topology = topology_of(batch, potential.graph_spec)
-    with RefuseSynchronisation():
-        predicted = potential(batch, topology)
-        (predicted.energy.sum() + predicted.forces.square().sum()).backward()
-    used = [weight.grad is not None for weight in potential.parameters()]
-    assert all(used)
-
-
-@pytest.mark.parametrize("wait", [lambda: torch.ones(1).item(), lambda: torch.ones(2, 2)[:, [0, 1]]])
-def test_the_inspection_notices_a_wait(wait: Callable[[], Any]) -> None:
-    with pytest.raises(AssertionError, match="waits for the device"), RefuseSynchronisation():
-        wait()
 
 
 def test_every_path_counts_in_the_structures_of_these_tests() -> None:
