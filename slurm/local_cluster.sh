@@ -127,7 +127,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=1,sched_min_interval=0
 SlurmdTimeout=10
 SlurmctldTimeout=30
-KillWait=10
+KillWait=30
 CompleteWait=0
 JobRequeue=1
 UnkillableStepTimeout=20

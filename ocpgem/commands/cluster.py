@@ -218,7 +218,7 @@ def _span(first: int, last: int) -> str:
 def _jobs(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from ocpgem.launch.job_states import state_of
+    from ocpgem.launch.job_states import states_of
 
     table = Table()
     for column in _COLUMNS:
@@ -228,8 +228,8 @@ def _jobs(args: argparse.Namespace) -> int:
         )
     hidden = 0
     yesterday = time.time() - 86_400
-    for job in _known_jobs(args.runs):
-        state = state_of(job)
+    jobs = _known_jobs(args.runs)
+    for job, state in zip(jobs, states_of(jobs), strict=True):
         if state.active or args.all or args.runs or job.submission.submitted > yesterday:
             table.add_row(*_row(job, state))
         else:
@@ -249,7 +249,8 @@ def _row(job: "Job", state: "State") -> list[str]:
     """What the table of jobs says of one."""
     from ocpgem.launch.job_states import Progress, last_error, progress_of
 
-    now = progress_of(job) if job.submission.kind == "train" else Progress()
+    lasting = job.submission.kind == "train"  # its numbers stay true when it has ended
+    now = progress_of(job) if lasting or state.name == "RUNNING" else Progress()
     step = "" if now.step is None else str(now.step)
     ended_badly = not state.active and state.name != "FINISHED"
     return [
@@ -292,10 +293,10 @@ def _logs(args: argparse.Namespace) -> int:
         shown = True
         places = {file: _copy(file, 0) for file in files}
         while args.follow and last:
-            active = state_of(job).active
+            ended = state_of(job).ended
             for file in job.submission.log_files(job.index, args.rank):
                 places[file] = _copy(file, places.get(file, 0))
-            if not active:
+            if ended:
                 break
             time.sleep(2)
     if not shown:
@@ -317,11 +318,16 @@ def _copy(file: Path, place: int) -> int:
 
 
 def _cancel(args: argparse.Namespace) -> int:
-    from ocpgem.launch.job_states import jobs_of_run, state_of
+    from ocpgem.launch.job_states import jobs_of_run, state_of, states_of
     from ocpgem.launch.records import saved_step
     from ocpgem.launch.slurm import ask
 
-    active = [job for job in jobs_of_run(args.run) if state_of(job).active]
+    jobs = jobs_of_run(args.run)
+    states = states_of(jobs)
+    silent = next((state for state in states if not state.answered), None)
+    if silent is not None:
+        raise OcpgemError(f"nothing was cancelled: {silent.detail}")
+    active = [job for job, state in zip(jobs, states, strict=True) if state.active]
     if not active:
         print(f"{args.run} has no active jobs")
         return 0
@@ -331,7 +337,7 @@ def _cancel(args: argparse.Namespace) -> int:
     limit = time.monotonic() + _WAIT_SECONDS
     waiting = list(active)
     while waiting and time.monotonic() < limit:
-        waiting = [job for job in waiting if state_of(job).active]
+        waiting = [job for job, state in zip(waiting, states_of(waiting), strict=True) if not state.ended]
         time.sleep(0.5 if waiting else 0)
     for job in active:
         if job in waiting:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ocpgem.evaluate.metrics import Scores
     from ocpgem.evaluate.open_model import Model
     from ocpgem.evaluate.predict import Effort, Task
+    from ocpgem.parallel.signals import StopRequest
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -73,18 +74,34 @@ def _task_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def files_of(args: argparse.Namespace) -> list[Path]:
+    """The files that `evaluate` is to write; without one, nothing of it outlives an interruption."""
+    return [file for file in (args.json, args.csv, args.markdown) if file is not None]
+
+
 def _evaluate(args: argparse.Namespace) -> int:
+    from ocpgem.parallel.signals import stop_with_parts_kept
+
+    nothing_kept = (
+        "arrived; nothing is kept without --json, --csv or --markdown, so the same command begins anew"
+    )
+    stop = stop_with_parts_kept(None if files_of(args) else nothing_kept)
+    with stop.listening():
+        return _evaluate_until(stop, args)
+
+
+def _evaluate_until(stop: "StopRequest", args: argparse.Namespace) -> int:
     from ocpgem.evaluate.predict import evaluate_sets, remove_parts
     from ocpgem.parallel import group
 
-    files = [file for file in (args.json, args.csv, args.markdown) if file is not None]
+    files = files_of(args)
     for file in files:
         require_parent(file)
     sets = _named_data(args)
     potential = _load_for_inference(args)
     tasks = {name: _task(args, potential, dataset) for name, dataset in sets.items()}
     sets = {name: _labelled(dataset, tasks[name]) for name, dataset in sets.items()}
-    scores = evaluate_sets(potential, sets, _effort(args), keep=files[0] if files else None)
+    scores = evaluate_sets(potential, sets, _effort(args, stop), keep=files[0] if files else None)
     if group.is_main():
         _show_scores(scores, args)
         if files:
@@ -116,6 +133,14 @@ def _show_scores(scores: "dict[str, Scores]", args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> int:
+    from ocpgem.parallel.signals import stop_with_parts_kept
+
+    stop = stop_with_parts_kept()
+    with stop.listening():
+        return _predict_until(stop, args)
+
+
+def _predict_until(stop: "StopRequest", args: argparse.Namespace) -> int:
     from ocpgem.data.open import open_dataset
     from ocpgem.evaluate.predict import predict
     from ocpgem.evaluate.provenance import record_of
@@ -126,7 +151,8 @@ def _predict(args: argparse.Namespace) -> int:
     task = _task(args, potential, dataset)
     record = record_of(potential, [args.checkpoint, *args.ensemble, *(args.forces_from or [])], dataset, task)
     dataset = _labelled(dataset, task)
-    done = predict(potential, dataset, args.out, args.dialect, _effort(args), task=task, provenance=record)
+    effort = _effort(args, stop)
+    done = predict(potential, dataset, args.out, args.dialect, effort, task=task, provenance=record)
     if group.is_main():
         if done.n_resumed:
             print(f"{done.n_resumed} systems were done before")
@@ -205,10 +231,10 @@ def _load_for_inference(args: argparse.Namespace) -> "Model":
     return load_together([args.checkpoint, *args.ensemble], forces_from=args.forces_from, device=device)
 
 
-def _effort(args: argparse.Namespace) -> "Effort":
+def _effort(args: argparse.Namespace, stop: "StopRequest") -> "Effort":
     from ocpgem.data.loader import WorkerSettings
     from ocpgem.evaluate.predict import Effort
     from ocpgem.parallel.device import choose_device
 
     settings = WorkerSettings(args.workers, pin_memory=choose_device().type == "cuda")
-    return Effort(args.batch_size, args.max_edges, settings)
+    return Effort(args.batch_size, args.max_edges, settings, stop=stop)

@@ -19,6 +19,7 @@ from ocpgem.errors import RequestError
 if TYPE_CHECKING:
     from ocpgem.evaluate.relax.dataset import RelaxReport
     from ocpgem.evaluate.relax.optimizers import FireSettings, LbfgsSettings
+    from ocpgem.parallel.signals import StopRequest
 
 _PATIENCE = timedelta(days=7)  # ranks may need very different times; the others wait at the end
 _MOST_PROBLEMS = 10  # shown
@@ -66,6 +67,14 @@ def add_commands(commands: Subparsers) -> None:
 
 
 def _relax(args: argparse.Namespace) -> int:
+    from ocpgem.parallel.signals import stop_with_parts_kept
+
+    stop = stop_with_parts_kept()
+    with stop.listening():
+        return _relax_until(stop, args)
+
+
+def _relax_until(stop: "StopRequest", args: argparse.Namespace) -> int:
     optimizer = _optimizer(args)
     from ocpgem.data.open import open_dataset
     from ocpgem.evaluate.open_model import load_together
@@ -80,6 +89,7 @@ def _relax(args: argparse.Namespace) -> int:
         args.trajectories,
         args.batch_size,
         args.max_edges,
+        stop=stop,
     )
     dataset = open_dataset(args.data)
     device = choose_device()

@@ -9,8 +9,8 @@ from ocpgem.commands.output import make_console, print_metrics
 from ocpgem.errors import RequestError
 
 if TYPE_CHECKING:
+    from ocpgem.parallel.signals import StopRequest
     from ocpgem.train.parts import TrainSummary
-    from ocpgem.train.signals import StopRequest
     from ocpgem.train.targets import Targets
 
 
@@ -55,7 +55,7 @@ def _train(args: argparse.Namespace) -> int:
         return _dry_run(args)
     if args.gpu is not None:
         raise RequestError("--gpu belongs to --dry-run; a run takes the GPU that it finds")
-    from ocpgem.train.signals import StopRequest
+    from ocpgem.parallel.signals import StopRequest
 
     stop = StopRequest()
     with stop.listening():
@@ -80,8 +80,8 @@ def _train_until(stop: "StopRequest", args: argparse.Namespace) -> int:
     from ocpgem.train.config import TrainConfig
 
     config = load_config(args.config, args.overrides, TrainConfig)
+    from ocpgem.parallel.signals import exit_code_of
     from ocpgem.train.run import run_path, train
-    from ocpgem.train.signals import exit_code_of
     from ocpgem.train.unusable import summary_of_skipped
 
     path = args.run_dir or run_path(args.config)

@@ -40,6 +40,7 @@ from ocpgem.evaluate.progress import systems_progress
 from ocpgem.graph.spec import GraphSpec
 from ocpgem.models.potential import Predictions
 from ocpgem.parallel import group
+from ocpgem.parallel.signals import StoppedError, StopRequest
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -51,13 +52,15 @@ class Effort:
 
     batch_size: systems per batch, or the budget of a batch; max_edges: with so many systems, edges of the model's
     main graph per batch at most; settings: worker processes; progress: show a bar on rank 0, either an own one
-    (True) or a line in a display that the caller runs.
+    (True) or a line in a display that the caller runs; stop: asked after every batch whether to end here, where what is
+    done can be kept.
     """
 
     batch_size: int | Batching = 32
     max_edges: int | None = None
     settings: WorkerSettings = field(default_factory=WorkerSettings)
     progress: "bool | Progress" = True
+    stop: StopRequest | None = None
 
 
 Array = NDArray[Any]
@@ -98,7 +101,8 @@ def evaluate_sets(
     """The metrics of several data sets by name, with confidence intervals; every rank returns the same.
 
     keep: the file that the results will go to. What is interrupted leaves its parts beside it and goes on from there;
-    `remove_parts` is called when the results are written.
+    `remove_parts` is called when the results are written. Raises StoppedError, as `predict` does, where `effort.stop`
+    says so and parts are kept.
     """
     scores = {}
     for name, dataset in sets.items():
@@ -133,14 +137,14 @@ def predict(
     provenance: kept in a raw file (`provenance.record_of`).
     Labels play no part in the predictions; where all systems have them, the metrics are computed on the way. What an
     interrupted call has kept beside the file (`parts`) is used. Raises RequestError for a path or dialect that cannot
-    be written, and DataError as `evaluate` does.
+    be written, DataError as `evaluate` does, and StoppedError where `effort.stop` says so; what is done is kept.
     """
     path = Path(out_path)
     _on_main(lambda: check_target(path, dialect))
     parts = Parts(path, plan_of(potential, dataset, task))
     work = _Prediction(parts, task)
     with parts.claimed() as done:
-        _walk(potential, dataset, done, effort or Effort(), label, work.collect)
+        _walk(potential, dataset, done, effort or Effort(), label, work)
         gathered = group.gather_objects(work.pending)
 
         def finish() -> None:
@@ -163,6 +167,8 @@ def predict(
 class _Prediction:
     """What this rank has predicted and not yet kept on disk, and the metrics of all of it."""
 
+    keeps = True
+
     def __init__(self, parts: Parts, task: Task) -> None:
         self.pending: list[tuple[Array, PredictionSet]] = []
         self.metrics = S2EFMetrics()
@@ -177,9 +183,15 @@ class _Prediction:
             self.metrics.update(predictions, item.batch)
         self.pending.append((item.indices, as_arrays(predictions, item.batch)))
         if self._parts.due():
+            self.keep()
+
+    def keep(self) -> Path | None:
+        """Keep on disk what is not yet there; returns where."""
+        if self.pending:
             indices = np.concatenate([indices for indices, _ in self.pending])
             self._parts.keep(indices, join([each for _, each in self.pending]).columns())
             self.pending.clear()
+        return self._parts.folder
 
     def score(self, earlier: PredictionSet) -> None:
         """Count predictions that an earlier call has kept."""
@@ -254,7 +266,7 @@ def _totals(
         if parts is not None and group.is_main():
             for part in parts.read():
                 work.metrics.add(part["sids"], part["terms"])
-        _walk(potential, dataset, done, effort, label, work.collect)
+        _walk(potential, dataset, done, effort, label, work)
         work.finish()
         work.metrics.merge_across_ranks()
     return work.metrics
@@ -269,6 +281,11 @@ class _Evaluation:
         self._indices: list[Array] = []
         self._parts, self._watch = parts, watch
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what is done outlives an interruption."""
+        return self._parts is not None
+
     def collect(self, item: EvalBatch, predictions: Predictions) -> None:
         """Count a batch."""
         self._fresh.update(predictions, item.batch)
@@ -276,19 +293,24 @@ class _Evaluation:
             self._watch(item, predictions)
         self._indices.append(item.indices)
         if self._parts is not None and self._parts.due():
-            self._keep(self._parts)
+            self.keep()
 
     def finish(self) -> None:
         """Count what is left."""
-        if self._parts is not None and self._parts.begun and self._indices:
-            self._keep(self._parts)
+        if self._parts is not None and self._parts.begun:
+            self.keep()
         self.metrics.add(*self._fresh.totals())
 
-    def _keep(self, parts: Parts) -> None:
-        sids, terms = self._fresh.totals()
-        parts.keep(np.concatenate(self._indices), {"sids": sids, "terms": terms})
-        self.metrics.add(sids, terms)
-        self._fresh, self._indices = S2EFMetrics(), []
+    def keep(self) -> Path | None:
+        """Keep on disk what is not yet there; returns where, None where nothing is kept."""
+        if self._parts is None:
+            return None
+        if self._indices:
+            sids, terms = self._fresh.totals()
+            self._parts.keep(np.concatenate(self._indices), {"sids": sids, "terms": terms})
+            self.metrics.add(sids, terms)
+            self._fresh, self._indices = S2EFMetrics(), []
+        return self._parts.folder
 
 
 def _walk(
@@ -297,11 +319,11 @@ def _walk(
     done: Array,
     effort: Effort,
     label: str,
-    collect: Callable[[EvalBatch, Predictions], None],
+    work: _Prediction | _Evaluation,
 ) -> None:
-    """Hand every batch of this rank that is not done, and its predictions, to `collect`.
+    """Hand every batch of this rank that is not done, and its predictions, to `work`.
 
-    An error of one rank is that of all.
+    An error of one rank is that of all; where a signal came, what is done is kept first.
     """
     left = np.setdiff1d(np.arange(len(dataset)), done)
     if len(left) == 0:
@@ -309,9 +331,18 @@ def _walk(
     error: OcpgemError | None = None
     try:
         remaining = dataset if len(done) == 0 else Subset(dataset, left)
+        stop = effort.stop if work.keeps else None
+        if stop is not None:
+            stop.wait_for_steps()
         with closing(outputs(potential, remaining, effort, label)) as batches:
             for item, predictions in batches:
-                collect(replace(item, indices=left[item.indices]), predictions)
+                work.collect(replace(item, indices=left[item.indices]), predictions)
+                arrived = None if stop is None else stop.between_steps()
+                if arrived is not None:
+                    folder = work.keep()
+                    raise StoppedError(
+                        arrived, f"what is done is kept in {folder}, and the same command goes on from there"
+                    )
     except OcpgemError as caught:
         error = caught
     group.raise_together(error)

@@ -1,5 +1,6 @@
-"""A progress bar that counts systems."""
+"""A progress bar that counts systems, and lines in a log in its place where there is no terminal."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -7,9 +8,11 @@ from typing import TYPE_CHECKING
 from ocpgem.parallel import group
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
 Ticker = Callable[[int], None]
+_FIRST_LINE, _MOST_SECONDS = 2.0, 120.0
 
 
 @contextmanager
@@ -17,7 +20,8 @@ def systems_progress(progress: "bool | Progress", label: str, total: int) -> Ite
     """Yield a function to call with the number of systems this rank has finished; rank 0 shows the bar.
 
     progress: False for none, True for an own display, or the display that the caller already runs, where a
-        line is added for the time being. The other ranks are assumed to be as fast as rank 0.
+        line is added for the time being. The other ranks are assumed to be as fast as rank 0. Where an own display is
+        no terminal but a log, it gets a line after 2, 4, 8 s and so on, at least every 2 minutes.
     """
     if progress is False or not group.is_main():
         yield _ignore
@@ -28,6 +32,7 @@ def systems_progress(progress: "bool | Progress", label: str, total: int) -> Ite
     task = display.add_task(label, total=total, status="")
     if own:
         own.start()
+    lines = _Lines(own.console, label, total) if own and not own.console.is_terminal else None
     done = 0
 
     def advance(n_systems: int) -> None:
@@ -36,6 +41,8 @@ def systems_progress(progress: "bool | Progress", label: str, total: int) -> Ite
         elapsed = display.tasks[display.task_ids.index(task)].elapsed or 0.0
         speed = f"{done / elapsed:.1f} systems/s" if elapsed > 0 else ""
         display.update(task, completed=done, status=speed)
+        if lines is not None:
+            lines.tell(done)
 
     try:
         yield advance
@@ -44,6 +51,24 @@ def systems_progress(progress: "bool | Progress", label: str, total: int) -> Ite
             own.stop()
         else:
             display.remove_task(task)
+
+
+class _Lines:
+    """Tells in a log how far the work is."""
+
+    def __init__(self, console: "Console", label: str, total: int) -> None:
+        self._console, self._label, self._total = console, label, total
+        self._begin = time.monotonic()
+        self._next = _FIRST_LINE
+
+    def tell(self, done: int) -> None:
+        """Write a line if it is time to."""
+        seconds = time.monotonic() - self._begin
+        if seconds < self._next:
+            return
+        self._next = seconds + min(seconds, _MOST_SECONDS)
+        text = f"{self._label}: {done} of {self._total} systems, {done / seconds:.1f} systems/s"
+        self._console.print(text, soft_wrap=True)
 
 
 def _display() -> "Progress":

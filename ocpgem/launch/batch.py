@@ -85,6 +85,9 @@ def begin(args: argparse.Namespace) -> int:
     _say(f"{job} begins on {nodes} at {_clock()} ({where}, step {step})")
     address, port = meeting_point(os.environ)
     print(f"export MASTER_ADDR={shlex.quote(address)} MASTER_PORT={port}")
+    print(
+        "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE"
+    )  # sbatch takes along what the submitting shell has set
     cores = os.environ.get("SLURM_CPUS_PER_TASK")
     if cores:  # since SLURM 22.05 srun does not take it over from sbatch
         print(f"export SRUN_CPUS_PER_TASK={shlex.quote(cores)}")

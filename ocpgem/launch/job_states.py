@@ -3,11 +3,13 @@
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ocpgem.errors import RequestError
+from ocpgem.errors import OcpgemError, RequestError
 from ocpgem.launch.records import JOBS, LINK_FILE, Submission, folders, history_of, read_submission, tail
 from ocpgem.launch.restarts import ERROR_LINE
 from ocpgem.launch.slurm import SlurmError, ask, parse_time, read_facts
@@ -23,6 +25,9 @@ ACTIVE = (
     "SIGNALING",
     "STAGE_OUT",
 )
+_TASKS = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
+_DONE = re.compile(r"^[^:\n]+: (\d+) of (\d+) systems, ([\d.]+) systems/s$", re.MULTILINE)
+"""What `evaluate.progress` writes into a log."""
 _SAME_SUBMISSION_SECONDS = 900.0
 _ENDINGS = {
     "finished": "FINISHED",
@@ -63,16 +68,23 @@ class State:
     seconds_left: float | None = None
     """Until the time limit."""
     restarts: int = 0
+    answered: bool = True
+    """Whether SLURM answered; a job is UNKNOWN where it did not, and may well be active."""
 
     @property
     def active(self) -> bool:
         """Whether it waits or runs."""
         return self.name in ACTIVE
 
+    @property
+    def ended(self) -> bool:
+        """Whether it is known not to wait or run."""
+        return self.answered and not self.active
+
 
 @dataclass(frozen=True)
 class Progress:
-    """The last numbers of a training run."""
+    """The last numbers of a run: steps of a training, systems of other commands."""
 
     step: int | None = None
     total: int | None = None
@@ -107,38 +119,112 @@ def jobs_of_folder(folder: Path) -> list[Job]:
 
 def state_of(job: Job) -> State:
     """The state of a job: from its own last record where that is final, else from SLURM."""
-    records = history_of(job.run_dir, job.submission.folder)
-    restarts = max((int(record.get("restart", 0)) for record in records), default=0)
+    return states_of([job])[0]
+
+
+def states_of(jobs: Sequence[Job]) -> list[State]:
+    """The state of each job; SLURM is asked once for all elements of an array."""
+    asked: dict[str, _Slurm] = {}
+    found = []
+    for job in jobs:
+        records = history_of(job.run_dir, job.submission.folder)
+        restarts = max((int(record.get("restart", 0)) for record in records), default=0)
+        state = _own_ending(records, restarts)
+        if state is None:
+            slurm = asked.setdefault(job.submission.folder, _Slurm(job.submission))
+            state = slurm.state_of(job.index, restarts)
+        found.append(state)
+    return found
+
+
+def _own_ending(records: list[dict[str, Any]], restarts: int) -> State | None:
+    """How a job ended as its own last record says, None where that is not the end."""
     last = records[-1] if records else None
-    if last is not None and last["event"] == "end" and not last.get("requeued"):
-        said = "" if last["reason"] == "finished" else str(last.get("text", ""))
-        return State(_ENDINGS.get(str(last["reason"]), "UNKNOWN"), said, restarts=restarts)
-    if job.submission.job_id is None:
-        return State("UNKNOWN", "it was never queued")
-    return _from_controller(job, restarts) or _from_accounting(job, restarts)
+    if last is None or last["event"] != "end" or last.get("requeued"):
+        return None
+    said = "" if last["reason"] == "finished" else str(last.get("text", ""))
+    return State(_ENDINGS.get(str(last["reason"]), "UNKNOWN"), said, restarts=restarts)
 
 
-def _from_controller(job: Job, restarts: int) -> State | None:
-    try:
-        text = ask("scontrol", "--oneliner", "show", "job", job.number)
-    except RequestError as error:
-        return State("UNKNOWN", str(error), restarts=restarts)
-    except SlurmError as error:
-        return None if "Invalid job id" in str(error) else State("UNKNOWN", str(error), restarts=restarts)
-    for line in text.splitlines():
-        facts = read_facts(line)
-        if not _is_ours(job.submission, facts):
-            continue
-        state = facts.get("JobState", "UNKNOWN")
-        end = parse_time(facts.get("EndTime", ""))
-        running = state == "RUNNING"
+class _Slurm:
+    """What SLURM says of a submission, asked for when it is needed and then once."""
+
+    def __init__(self, submission: Submission) -> None:
+        self._submission = submission
+
+    def state_of(self, index: int, restarts: int) -> State:
+        """The state of an element."""
+        if self._submission.job_id is None:
+            return State("UNKNOWN", "it was never queued")
+        facts = self._controller
+        if isinstance(facts, OcpgemError):
+            return State("UNKNOWN", str(facts), restarts=restarts, answered=False)
+        mine = next((each for each in facts if _is_about(each, index)), None)
+        return self._from_accounting(index, restarts) if mine is None else _from_controller(mine, restarts)
+
+    @cached_property
+    def _controller(self) -> list[dict[str, str]] | OcpgemError:
+        """What the controller knows, a map for each element or for several that wait together; or why it does not."""
+        try:
+            text = ask("scontrol", "--oneliner", "show", "job", str(self._submission.job_id))
+        except (SlurmError, RequestError) as error:
+            return [] if "Invalid job id" in str(error) else error
+        facts = [read_facts(line) for line in text.splitlines()]
+        return [each for each in facts if _is_ours(self._submission, each)]
+
+    @cached_property
+    def _accounts(self) -> list[list[str]] | None:
+        """Rows of the accounting: number, name, state, time of submission, exit code; None where there is none."""
+        try:
+            text = ask(
+                *("sacct", "--noheader", "--parsable2", "--allocations", "--duplicates"),
+                *("--jobs", str(self._submission.job_id), "--format", "JobID,JobName,State,Submit,ExitCode"),
+            )
+        except (SlurmError, RequestError):
+            return None
+        return [line.split("|") for line in text.splitlines() if line.count("|") == 4]
+
+    def _from_accounting(self, index: int, restarts: int) -> State:
+        if self._accounts is None:
+            return State("UNKNOWN", "SLURM has forgotten it and there is no accounting", restarts=restarts)
+        number = self._submission.id_of(index)
+        rows = [row for row in self._accounts if row[0] == number]
+        times = [parse_time(row[3]) for row in rows]
+        first = min((each for each in times if each is not None), default=None)
+        if first is None or abs(first - self._submission.submitted) > _SAME_SUBMISSION_SECONDS:
+            return State("UNKNOWN", "SLURM does not know this job; its number may belong to another one now")
+        if rows[-1][1] != self._submission.name:
+            return State("UNKNOWN", "another job has its number now")
+        state = rows[-1][2].split()[0]
         return State(
-            name="FINISHED" if state == "COMPLETED" else state,
-            detail=facts.get("NodeList", "") if running else _reason(facts),
-            seconds_left=end - time.time() if running and end is not None else None,
-            restarts=max(restarts, int(facts.get("Restarts", "0"))),
+            "FINISHED" if state == "COMPLETED" else state, f"exit code {rows[-1][4]}", restarts=restarts
         )
-    return None
+
+
+def _from_controller(facts: dict[str, str], restarts: int) -> State:
+    state = facts.get("JobState", "UNKNOWN")
+    end = parse_time(facts.get("EndTime", ""))
+    running = state == "RUNNING"
+    return State(
+        name="FINISHED" if state == "COMPLETED" else state,
+        detail=facts.get("NodeList", "") if running else _reason(facts),
+        seconds_left=end - time.time() if running and end is not None else None,
+        restarts=max(restarts, int(facts.get("Restarts", "0"))),
+    )
+
+
+def _is_about(facts: dict[str, str], index: int) -> bool:
+    """Whether facts are about an element of an array; those that still wait are told together, as `2-5,7,10-20:2%2`."""
+    text = facts.get("ArrayTaskId")
+    if text is None:  # no array
+        return True
+    for piece in text.partition("%")[0].split(","):
+        match = _TASKS.fullmatch(piece)
+        if match is not None:
+            first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+            if index in range(first, last + 1, step):
+                return True
+    return False
 
 
 def _is_ours(submission: Submission, facts: dict[str, str]) -> bool:
@@ -154,27 +240,10 @@ def _reason(facts: dict[str, str]) -> str:
     return "" if reason == "None" else reason
 
 
-def _from_accounting(job: Job, restarts: int) -> State:
-    try:
-        text = ask(
-            *("sacct", "--noheader", "--parsable2", "--allocations", "--duplicates", "--jobs", job.number),
-            *("--format", "JobName,State,Submit,ExitCode"),
-        )
-    except (SlurmError, RequestError):
-        return State("UNKNOWN", "SLURM has forgotten it and there is no accounting", restarts=restarts)
-    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3]
-    times = [parse_time(row[2]) for row in rows]
-    first = min((each for each in times if each is not None), default=None)
-    if first is None or abs(first - job.submission.submitted) > _SAME_SUBMISSION_SECONDS:
-        return State("UNKNOWN", "SLURM does not know this job; its number may belong to another one now")
-    if rows[-1][0] != job.submission.name:
-        return State("UNKNOWN", "another job has its number now")
-    state = rows[-1][1].split()[0]
-    return State("FINISHED" if state == "COMPLETED" else state, f"exit code {rows[-1][3]}", restarts=restarts)
-
-
 def progress_of(job: Job) -> Progress:
-    """The last numbers that the run of a job wrote."""
+    """The last numbers that the run of a job wrote, or that stand in the log of another command."""
+    if job.submission.kind != "train":
+        return _progress_in_log(job)
     lines = tail(job.run_dir / "metrics.jsonl").splitlines()
     records = [record for record in map(_parse, lines) if record is not None]
     total = job.submission.elements[job.index].total_steps
@@ -188,6 +257,15 @@ def progress_of(job: Job) -> Progress:
         systems_per_second=last.get("systems_per_second"),
         seconds_left=_remaining(records, total),
     )
+
+
+def _progress_in_log(job: Job) -> Progress:
+    found = [match for file in job.submission.log_files(job.index) for match in _DONE.findall(tail(file))]
+    if not found:
+        return Progress()
+    done, total, rate = int(found[-1][0]), int(found[-1][1]), float(found[-1][2])
+    left = (total - done) / rate if rate > 0 else None
+    return Progress(step=done, total=total, systems_per_second=rate, seconds_left=left)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

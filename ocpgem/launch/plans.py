@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ocpgem.config import dump_config, load_config
 from ocpgem.errors import OcpgemError, RequestError
-from ocpgem.launch.job_states import jobs_of_run, state_of
+from ocpgem.launch.job_states import jobs_of_run, states_of
 from ocpgem.launch.preflight import (
     Findings,
     check_account,
@@ -149,11 +149,17 @@ def plan_command(request: CommandRequest, found: Findings) -> Plan:
         named = path.partition("=")[2]
         paths.append(("--data", Path(named if named and not Path(path).exists() else path)))
     check_paths(paths, found)
-    for option in ("out", "json"):
+    for option in ("out", "json", "csv", "markdown"):
         target = getattr(args, option, None)
         if target is not None and not Path(target).parent.is_dir():
             found.mistakes.append(f"--{option}: {Path(target).parent} is not a folder")
     check_folder(home, found)
+    resumes = kind != "evaluate" or any((args.json, args.csv, args.markdown))
+    if not resumes:
+        found.notes.append(
+            "an evaluation without --json, --csv or --markdown keeps nothing on its way: after a time limit it is not "
+            "started again"
+        )
     return Plan(
         kind=kind,
         name=request.name or job_name(kind, home),
@@ -162,6 +168,7 @@ def plan_command(request: CommandRequest, found: Findings) -> Plan:
         configs=[],
         profile=request.profile,
         snapshot=request.snapshot,
+        resumes=resumes,
     )
 
 
@@ -182,8 +189,7 @@ def _check_active(run_dir: Path, found: Findings) -> None:
         jobs = [job for job in jobs_of_run(run_dir) if job.submission.kind == "train"]
     except OcpgemError:
         return
-    for job in jobs:
-        state = state_of(job)
+    for job, state in zip(jobs, states_of(jobs), strict=True):
         if state.active:
             found.mistakes.append(
                 f"{run_dir} is in use by job {job.number} ({state.name}); cancel it first "

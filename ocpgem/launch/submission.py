@@ -23,8 +23,6 @@ from ocpgem.launch.rank import start_rank
 from ocpgem.launch.records import JOBS, LINK_FILE, Element, Submission, add_to_project, new_folder
 from ocpgem.launch.slurm import SlurmError, ask
 
-RESUMING = ("train", "relax")
-"""Commands that go on where they were stopped."""
 FROZEN_CONFIG = "<frozen configuration>"
 """Stands in a command for the file that is written at submission."""
 
@@ -44,6 +42,8 @@ class Plan:
     parallel: int | None = None
     """Elements of an array that may run at the same time."""
     snapshot: bool = False
+    resumes: bool = True
+    """Whether the command goes on where it was stopped."""
 
 
 class _Executor(SlurmExecutor):
@@ -108,7 +108,7 @@ def submit(plan: Plan) -> Submission:
         name=plan.name,
         elements=located(plan, folder),
         max_restarts=plan.profile.restarts.max,
-        resumes=plan.kind in RESUMING,
+        resumes=plan.resumes,
         submitted=time.time(),
         facts={
             "profile": plan.profile.model_dump(mode="json"),

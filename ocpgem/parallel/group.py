@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 DEFAULT_TIMEOUT = timedelta(minutes=15)
+_STORE_TIMEOUT = timedelta(seconds=10)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -119,6 +120,19 @@ def world_size() -> int:
 def is_main() -> bool:
     """Whether this is process 0, the one that prints and writes files."""
     return rank() == 0
+
+
+def connect_to_store() -> dist.TCPStore | None:
+    """A connection of our own to the store by which the ranks met; None where there is only one rank."""
+    if world_size() == 1:
+        return None
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=_STORE_TIMEOUT,
+    )
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:

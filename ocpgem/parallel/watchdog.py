@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -23,7 +22,6 @@ from ocpgem.parallel import group
 
 _PACKAGE = str(Path(__file__).parents[1])
 _COMMUNICATION = ("/torch/distributed/", "/deepspeed/comm/")
-_STORE_TIMEOUT = timedelta(seconds=10)
 _WAITS = 2
 """Silences that a rank leaves to the one that tells what hangs before it ends too."""
 _LISTENS = 6
@@ -63,7 +61,7 @@ class Watchdog:
         self._main = threading.get_ident()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._store = _connect()
+        self._store = group.connect_to_store()
         self._sign = Sign(0, 0, 0.0, self._doing, "", False, socket.gethostname())
 
     def start(self) -> None:
@@ -206,19 +204,6 @@ def is_lost_peer(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError)
         and any(word in text for word in ("gloo", "nccl", "closed by peer", "reset by peer", "broken pipe"))
-    )
-
-
-def _connect() -> dist.TCPStore | None:
-    """A connection of our own to the store by which the ranks met."""
-    if group.world_size() == 1:
-        return None
-    return dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=False,
-        wait_for_workers=False,
-        timeout=_STORE_TIMEOUT,
     )
 
 

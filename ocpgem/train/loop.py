@@ -21,11 +21,11 @@ from ocpgem.evaluate.predict import evaluate
 from ocpgem.files import write_text
 from ocpgem.models.potential import Potential
 from ocpgem.parallel import group
+from ocpgem.parallel.signals import StoppedInValidationError
 from ocpgem.train.callbacks import Callbacks, Numbers
 from ocpgem.train.ending import DiskGuard, explained
 from ocpgem.train.loss import require_labels
 from ocpgem.train.parts import RunParts, TrainSummary
-from ocpgem.train.signals import StoppedInValidationError
 from ocpgem.train.state import Checkpoints, TrainState
 from ocpgem.train.step import StepRunner
 from ocpgem.train.summary import as_text, peak_bytes

@@ -13,6 +13,7 @@ from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import TrainLoader
 from ocpgem.evaluate.predict import Effort
 from ocpgem.models.potential import Potential
+from ocpgem.parallel.signals import StopRequest
 from ocpgem.parallel.watchdog import Watchdog
 from ocpgem.train.callbacks import Callback
 from ocpgem.train.config import TrainConfig
@@ -20,7 +21,6 @@ from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
 from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.schedule import Plateau, learning_rate
-from ocpgem.train.signals import StopRequest
 
 log = logging.getLogger("ocpgem")
 

@@ -24,6 +24,7 @@ from ocpgem.files import write_text
 from ocpgem.models.potential import Normalization, Potential, n_parameters
 from ocpgem.parallel import group
 from ocpgem.parallel.device import choose_device
+from ocpgem.parallel.signals import StopRequest
 from ocpgem.parallel.watchdog import Watchdog, is_lost_peer
 from ocpgem.train.batching import eval_batching, prepare_costs, require_work_for_all, train_batching
 from ocpgem.train.callbacks import Callback
@@ -41,7 +42,6 @@ from ocpgem.train.random_state import seed_all
 from ocpgem.train.run_directory import RunDirectory
 from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors, scale_factors
 from ocpgem.train.schedule import Plateau
-from ocpgem.train.signals import StopRequest
 from ocpgem.train.start import start_factors, start_weights
 from ocpgem.train.state import Checkpoints
 from ocpgem.train.targets import (

@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from ase.io import write
 from ocpgem.checkpoint import save_potential
 from ocpgem.cli import main
 from ocpgem.data.lmdb_store import write_dataset
+from ocpgem.evaluate import predict as predict_module
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.potential import Normalization, Potential
 from ocpgem.parallel import group
@@ -196,3 +200,60 @@ def test_a_wrong_request_is_one_sentence(
     assert run(*words) == 2
     assert message in capsys.readouterr().err
     assert not (place / "p.npz").exists()
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "predict"])
+def test_a_signal_ends_with_75_and_the_same_command_goes_on(
+    kind: str,
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out.json" if kind == "evaluate" else tmp_path / "out.npz"
+    option = "--json" if kind == "evaluate" else "--out"
+    words = (kind, place / "a.pt", "--data", place / "lmdb", option, out, "--batch-size", 2)
+    calls = signal_during(monkeypatch, call=2)
+    assert run(*words) == 75
+    said = capsys.readouterr()
+    parts = tmp_path / (".out.json.lmdb.parts" if kind == "evaluate" else ".out.npz.parts")
+    assert said.err.splitlines()[-1] == (
+        f"error: SIGUSR1 arrived; what is done is kept in {parts}, and the same command goes on from there"
+    )
+    assert said.out == ""
+    assert not out.exists()
+    assert run(*words) == 0
+    assert len(calls) == 4, "two batches of four before, two after"
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    assert run(*words[:5], tmp_path / f"whole{out.suffix}") == 0
+    if kind == "predict":
+        found, expected = load(out), load(tmp_path / "whole.npz")
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    else:
+        found, expected = (json.loads(each.read_text())["splits"]["lmdb"] for each in tmp_path.iterdir())
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_signal_to_an_evaluation_that_keeps_nothing_says_so(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal_during(monkeypatch, call=1)
+    assert run("evaluate", place / "a.pt", "--data", place / "lmdb") == 75
+    assert capsys.readouterr().err == (
+        "error: SIGUSR1 arrived; nothing is kept without --json, --csv or --markdown, so the same command begins anew\n"
+    )
+
+
+def signal_during(monkeypatch: pytest.MonkeyPatch, call: int) -> list[int]:
+    """Let a scheduler's signal arrive while a batch is computed; the list gets an item for each batch."""
+    calls: list[int] = []
+    before = predict_module.apply
+
+    def apply(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return before(*args)
+
+    monkeypatch.setattr(predict_module, "apply", apply)
+    return calls

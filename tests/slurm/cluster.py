@@ -98,7 +98,7 @@ def wait_for_end(job: Job) -> str:
     """Wait until a job has ended; returns its state."""
     return wait_for(
         f"the end of job {job.number}",
-        lambda: not (state := state_of(job)).active and state.name,
+        lambda: (state := state_of(job)).ended and state.name,
         job.run_dir,
     )
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ocpgem.cli import main
+from ocpgem.launch import job_states
 from ocpgem.launch.job_states import Job, jobs_of_run, state_of
 from ocpgem.launch.records import LINK_FILE, read_submission
 from tests.slurm.cluster import (
@@ -114,7 +115,7 @@ def test_a_stale_result_folder_is_not_believed(four_ranks: Job, project: Path, t
 
 
 def test_a_sweep_is_an_array_of_runs_that_share_a_node_without_colliding(
-    project: Path, capsys: pytest.CaptureFixture[str]
+    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = project.parent / "sweep.yml"
     sweep.write_text("grid: {optim.lr: [1.0e-3, 1.0e-4]}\n")
@@ -135,6 +136,11 @@ def test_a_sweep_is_an_array_of_runs_that_share_a_node_without_colliding(
     names = ["000_lr=0.001", "001_lr=0.0001"]
     jobs = [job for name in names for job in jobs_of_run(home / name)]
     assert [job.number.partition("_")[2] for job in jobs] == ["0", "1"]
+    asked: list[str] = []
+    monkeypatch.setattr(job_states, "ask", lambda *words: asked.append(words[0]) or slurm(*words))
+    assert [state.active for state in job_states.states_of(jobs)] == [True, True]
+    assert asked == ["scontrol"], "once for both"
+    monkeypatch.undo()
     assert [wait_for_end(job) for job in jobs] == ["FINISHED", "FINISHED"]
     listed = slurm("sacct", "-X", "-n", "-P", "-j", jobs[0].submission.job_id or "", "-o", "NodeList")
     assert listed.split() == ["n1", "n1"]

@@ -1,7 +1,6 @@
 """The relaxation of a whole data set: IS2RE and IS2RS by relaxation, on any number of ranks, resumable at any time."""
 
 import dataclasses
-import signal
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,7 @@ from ocpgem.data.cost import STORED_EDGES
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.folder import only_writer
 from ocpgem.data.plan import check_fits
-from ocpgem.errors import INTERRUPTED, REQUEUE, DataError, OcpgemError, RequestError
+from ocpgem.errors import DataError, OcpgemError, RequestError
 from ocpgem.evaluate.edge_cost import agreed_edge_cost
 from ocpgem.evaluate.open_model import Model, fingerprint, graphs_of
 from ocpgem.evaluate.prediction_set import PredictionSet, join, write_predictions
@@ -34,6 +33,7 @@ from ocpgem.evaluate.relax.store import (
 from ocpgem.evaluate.relax.surfaces import Member, PotentialSurface, Surface
 from ocpgem.evaluate.relax.trajectories import write_trajectory
 from ocpgem.parallel import group
+from ocpgem.parallel.signals import StoppedError, StopRequest
 
 Ints = NDArray[np.integer]
 
@@ -43,7 +43,7 @@ class RelaxTask:
     """What to do with a data set, and how much at once.
 
     trajectories: "none", or the kind of file for each system, "traj" or "extxyz"; batch_size, max_edges: systems and
-    edges at once per rank; progress: show a bar on rank 0.
+    edges at once per rank; progress: show a bar on rank 0; stop: asked before every step whether to end here.
     """
 
     settings: RelaxSettings = field(default_factory=RelaxSettings)
@@ -51,6 +51,7 @@ class RelaxTask:
     batch_size: int = 32
     max_edges: int | None = None
     progress: bool = True
+    stop: StopRequest | None = None
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,14 @@ class RelaxReport:
     problems: list[str]
 
 
-class StoppedError(OcpgemError):
-    """A signal ended the work; what was finished is kept."""
-
-
 def relax_dataset(
     model: Model, dataset: Dataset, out: Path, task: RelaxTask | None = None, surface: Surface | None = None
 ) -> RelaxReport | None:
     """Relax every system of a data set once and write the results to the folder `out`; the report on rank 0.
 
     What an earlier call has finished in `out` is not done again. surface: where energies and forces come from, if not
-    from `model` on its device. Raises RequestError for a folder that holds something else, DataError naming a
-    system that cannot be computed as it is given, StoppedError after a signal; what is finished is kept in any case.
+    from `model` on its device. Raises RequestError for a folder that holds something else, DataError naming a system
+    that cannot be computed as it is given, StoppedError where `task.stop` says so; what is finished is kept.
     """
     task = task or RelaxTask()
     surface = surface or PotentialSurface(model)
@@ -95,7 +92,9 @@ def relax_dataset(
         members = (Member(index, dataset[index], int(costs[index])) for index in mine.tolist())
         try:
             name_of = _trajectory_names(dataset)
-            _relax_share(_Share(surface, members, len(mine), out, name_of), task, finished)
+            _relax_share(
+                _Share(surface, members, len(mine), len(costs) - len(done), out, name_of), task, finished
+            )
         except OcpgemError as caught:
             error = caught
         group.raise_together(error)
@@ -170,20 +169,33 @@ def _share(costs: Ints, done: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class _Share:
-    """What a rank relaxes with what, and where results go. name_of: how the trajectory of a system is called."""
+    """What a rank relaxes with what, and where results go.
+
+    n_members, n_total: systems of this rank, of all; name_of: how the trajectory of a system is called.
+    """
 
     surface: Surface
     members: Iterator[Member]
     n_members: int
+    n_total: int
     out: Path
     name_of: Callable[[Relaxed], str]
 
 
 def _relax_share(share: _Share, task: RelaxTask, finished: list[Finished]) -> None:
     """Relax systems and keep what is finished; raises StoppedError after a signal."""
+    stop = task.stop
+    if stop is not None:
+        stop.wait_for_steps()
     parts = PartsWriter(share.out, group.rank())
-    with _stop_request() as stop, systems_progress(task.progress, "relax", share.n_members) as advance:
-        run = Relaxation(share.surface, task.settings, task.batch_size, task.max_edges, lambda: bool(stop))
+    with systems_progress(task.progress, "relax", share.n_total) as advance:
+        run = Relaxation(
+            share.surface,
+            task.settings,
+            task.batch_size,
+            task.max_edges,
+            lambda: stop is not None and stop.between_steps() is not None,
+        )
         try:
             for found in run.run(share.members):
                 if task.trajectories != "none":
@@ -193,14 +205,11 @@ def _relax_share(share: _Share, task: RelaxTask, finished: list[Finished]) -> No
                 advance(1)
         finally:
             parts.flush()
-        if stop:
-            number = signal.Signals(stop[0])
-            error = StoppedError(
-                f"{number.name} arrived; what is finished is kept in {share.out}, and the same command "
-                "goes on from there"
-            )
-            error.exit_code = INTERRUPTED if number is signal.SIGINT else REQUEUE
-            raise error
+    arrived = None if stop is None else stop.between_steps()
+    if arrived is not None and len(finished) < share.n_members:
+        raise StoppedError(
+            arrived, f"what is finished is kept in {share.out}, and the same command goes on from there"
+        )
 
 
 def _trajectory_names(dataset: Dataset) -> Callable[[Relaxed], str]:
@@ -209,24 +218,6 @@ def _trajectory_names(dataset: Dataset) -> Callable[[Relaxed], str]:
     if len(np.unique(ids, axis=0)) == len(ids):
         return lambda found: f"{found.system.sid}_{found.system.fid}"
     return lambda found: f"record_{found.index}"
-
-
-@contextmanager
-def _stop_request() -> Iterator[list[int]]:
-    """A list that gets the number of the first stop signal that arrives; the usual handlers return afterwards."""
-    arrived: list[int] = []
-    numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
-    try:
-        previous = {
-            number: signal.signal(number, lambda received, _: arrived.append(received)) for number in numbers
-        }
-    except ValueError:  # not the main thread, which alone may handle signals
-        previous = {}
-    try:
-        yield arrived
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _on_main_write(

@@ -1,6 +1,8 @@
 """Evaluations and predictions that are interrupted go on where they were, and leave nothing behind."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from ocpgem.errors import DataError, RequestError
 from ocpgem.evaluate import parts as module
 from ocpgem.evaluate.parts import Parts
 from ocpgem.evaluate.predict import Effort, evaluate, evaluate_sets, predict, remove_parts
+from ocpgem.parallel.signals import StoppedError, StopRequest
 
 QUIET = Effort(batch_size=2, progress=False)
 
@@ -27,6 +30,15 @@ class Dying(Linear):
             raise KeyboardInterrupt
         self.batches -= 1
         self.seen += len(batch.natoms)
+        return super().forward(batch, topology)
+
+
+class Signalled(Dying):
+    """Gets a signal from outside while it computes its last batch."""
+
+    def forward(self, batch, topology):
+        if self.batches == 1:
+            os.kill(os.getpid(), signal.SIGUSR2)
         return super().forward(batch, topology)
 
 
@@ -69,6 +81,33 @@ def test_an_interrupted_evaluation_goes_on_also_in_its_second_set(tmp_path: Path
         assert scores[name].n_frames == len(dataset)
     remove_parts(keep, sets)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_keeps_what_is_done_and_asks_for_another_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Parts, "due", lambda self: False)  # what is kept is kept because of the signal
+    stop = StopRequest()
+    effort = Effort(batch_size=2, progress=False, stop=stop)
+    with (
+        stop.listening(),
+        pytest.raises(StoppedError, match="SIGUSR2 arrived; what is done is kept") as stopped,
+    ):
+        predict(Signalled(3), make_dataset(11), tmp_path / "a.npz", "raw", effort)
+    assert stopped.value.exit_code == 75
+    assert not (tmp_path / "a.npz").exists()
+    second = Dying(99)
+    assert predict(second, make_dataset(11), tmp_path / "a.npz", "raw", QUIET).n_resumed == 6
+    assert second.seen == 5
+
+    sets, keep, stop = {"one": make_dataset(11)}, tmp_path / "metrics.json", StopRequest()
+    effort = Effort(batch_size=2, progress=False, stop=stop)
+    with stop.listening(), pytest.raises(StoppedError, match=r"kept in .*\.metrics\.json\.one\.parts"):
+        evaluate_sets(Signalled(3), sets, effort, keep)
+    second = Dying(99)
+    scores = evaluate_sets(second, sets, QUIET, keep)
+    assert second.seen == 5
+    assert scores["one"].values == pytest.approx(evaluate(Linear(), make_dataset(11), QUIET), rel=1e-12)
 
 
 def test_parts_of_another_request_are_refused(tmp_path: Path) -> None:

@@ -41,9 +41,10 @@ def at_step(run: Path, step: int) -> Path:
 def test_it_prints_where_the_ranks_meet(tmp_path: Path) -> None:
     done = begin(at_step(tmp_path / "run", 15), SLURM_CPUS_PER_TASK="8")
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, second, third = done.stdout.splitlines()
     assert first.startswith("export MASTER_ADDR=localhost MASTER_PORT=2")
-    assert second == "export SRUN_CPUS_PER_TASK=8"
+    assert second == "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE"
+    assert third == "export SRUN_CPUS_PER_TASK=8"
     assert "job 4711 begins on localhost" in done.stderr
     assert "(restart 6, step 15)" in done.stderr
     assert history(tmp_path / "run")[-1]["step"] == 15

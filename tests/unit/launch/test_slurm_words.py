@@ -1,8 +1,12 @@
 """SLURM's lists, numbers and facts, as its commands print them."""
 
+from pathlib import Path
+
 import pytest
 
 from ocpgem.errors import RequestError
+from ocpgem.launch.job_states import Job, _is_about, progress_of
+from ocpgem.launch.records import Element, Submission
 from ocpgem.launch.slurm import SlurmError, ask, expand_nodes, parse_time, per_node, read_facts
 
 
@@ -56,3 +60,22 @@ def test_a_command_that_hangs_or_fails_says_so() -> None:
         ask("ls", "/nowhere/at/all")
     with pytest.raises(RequestError, match="there is no no-such-command here"):
         ask("no-such-command")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "indices"), [("3", [3]), ("1-3%1", [1, 2, 3]), ("0,2-3,6-10:2%4", [0, 2, 3, 6, 8, 10])]
+)
+def test_which_elements_of_an_array_facts_are_about(tasks: str, indices: list[int]) -> None:
+    facts = read_facts(f"JobId=7 ArrayTaskId={tasks} JobState=PENDING")
+    assert [index for index in range(12) if _is_about(facts, index)] == indices
+    assert _is_about(read_facts("JobId=7 JobState=PENDING"), 0), "no array"
+
+
+def test_the_progress_of_a_prediction_is_in_its_log(tmp_path: Path) -> None:
+    submission = Submission(str(tmp_path), "predict", "run", [Element(str(tmp_path), [])], 1, True, "7")
+    assert progress_of(Job(submission, 0)).step is None
+    (tmp_path / "7_0_log.out").write_text(
+        "ocpgem: job 7 begins\npredict: 20 of 400 systems, 9.5 systems/s\npredict: 40 of 400 systems, 10.0 systems/s\n"
+    )
+    now = progress_of(Job(submission, 0))
+    assert (now.step, now.total, now.systems_per_second, now.seconds_left) == (40, 400, 10.0, 36.0)
