@@ -16,6 +16,7 @@ from ocpgem.models.potential import Normalization, Potential
 
 MODEL_FILE = "model.pt"
 _FORMAT, _VERSION = "ocpgem-model", 1
+_SHOWN = 3
 
 
 def save_potential(potential: Potential, path: Path, extra: dict[str, Any] | None = None) -> None:
@@ -48,11 +49,29 @@ def load_potential(path: str | Path) -> Potential:
     model = parse_config(content["model"], GemNetConfig, f"{file} (model)")
     normalization = parse_config(content["normalization"], Normalization, f"{file} (normalization)")
     potential = Potential(model, normalization)
-    try:
-        potential.load_state_dict(content["state_dict"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{file} does not fit its own configuration: {one_line(error)}") from error
+    misfits = _misfits(potential.state_dict(), content["state_dict"])
+    if misfits:
+        raise CheckpointError(f"{file} does not fit its own configuration: {'; '.join(misfits)}")
+    potential.load_state_dict(content["state_dict"])
     return potential.eval()
+
+
+def _misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """What is missing, unknown or of another shape: how many tensors of each kind, and the first few."""
+    kinds = {
+        "missing": [name for name in wanted if name not in found],
+        "unknown to the model": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} {list(found[name].shape)} instead of {list(wanted[name].shape)}"
+            for name in wanted
+            if name in found and found[name].shape != wanted[name].shape
+        ],
+    }
+    return [
+        f"{len(names)} tensors are {kind} ({', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''})"
+        for kind, names in kinds.items()
+        if names
+    ]
 
 
 def find_model_file(path: Path) -> Path:

@@ -118,7 +118,8 @@ def _check(args: argparse.Namespace) -> int:
     for sentence in findings.warnings:
         print(f"warning: {sentence}")
     if findings.faults:
-        raise DataError(f"{args.submission} has {len(findings.faults)} faults")
+        n = len(findings.faults)
+        raise DataError(f"{args.submission} has {n} {'fault' if n == 1 else 'faults'}")
     print(
         f"{args.submission} is a sound {form.task} submission of the {form.dialect} dialect for {form.benchmark}"
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from ocpgem.config.tree import read_tree
 from ocpgem.errors import RequestError
-from ocpgem.evaluate.figures import Theme, _logarithmic, as_png, new_figure, running_mean
+from ocpgem.evaluate.figures import Theme, logarithmic, as_png, new_figure, running_mean
 from ocpgem.evaluate.history import History, read_history, series
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _draw(ax: "Axes", runs: Sequence[ComparedRun], panel: tuple[str, str, str | 
     ax.set_xlabel("step")
     every = np.concatenate(drawn)
     if len(every) and every.min() > 0 and every.max() > 4 * every.min():
-        _logarithmic(ax, float(every.min()), float(every.max()))
+        logarithmic(ax, float(every.min()), float(every.max()))
 
 
 def _curve(run: ComparedRun, panel: tuple[str, str, str | None]) -> tuple[Any, Any]:

@@ -222,7 +222,7 @@ def _draw_panel(ax: "Axes", history: History, panel: _Panel, theme: Theme) -> No
             ax.plot(steps, running_mean(values, max(5, len(values) // 20)), color=colour, lw=1.9)
         lowest, highest = min(lowest, values.min()), max(highest, values.max())
     if panel.may_be_log and lowest > 0 and highest > 4 * lowest:
-        _logarithmic(ax, lowest, highest)
+        logarithmic(ax, lowest, highest)
     elif not panel.may_be_log:
         ax.set_ylim(bottom=0)
         ax.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
@@ -233,7 +233,7 @@ def _draw_panel(ax: "Axes", history: History, panel: _Panel, theme: Theme) -> No
         ax.legend()
 
 
-def _logarithmic(ax: "Axes", lowest: float, highest: float) -> None:
+def logarithmic(ax: "Axes", lowest: float, highest: float) -> None:
     """A logarithmic axis whose marks are plain numbers, several even within less than a decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
