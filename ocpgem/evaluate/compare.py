@@ -9,7 +9,7 @@ import numpy as np
 
 from ocpgem.config.tree import read_tree
 from ocpgem.errors import RequestError
-from ocpgem.evaluate.figures import Theme, logarithmic, as_png, new_figure, running_mean
+from ocpgem.evaluate.figures import Theme, as_png, logarithmic, new_figure, running_mean
 from ocpgem.evaluate.history import History, read_history, series
 
 if TYPE_CHECKING:
