@@ -99,7 +99,7 @@ def force_parity(theme: Theme, sets: Sets) -> "Figure":
 def parity(theme: Theme, title: str, each: PredictionSet) -> "Figure":
     """Predicted against true energies and, where there are any, force components of one data set, side by side."""
     with_forces = each.forces is not None and each.forces_true is not None
-    figure = new_figure(_PANEL_INCHES * (1 + with_forces), _PANEL_INCHES)
+    figure = new_figure(_PANEL_INCHES * (1 + with_forces), 1.05 * _PANEL_INCHES)
     _draw_energy_parity(figure.add_subplot(1, 1 + with_forces, 1), f"Energy, {title}", each, theme)
     if with_forces:
         _draw_force_parity(figure.add_subplot(1, 2, 2), f"Forces, {title}", each, theme)
