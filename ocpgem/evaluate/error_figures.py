@@ -53,7 +53,7 @@ def error_by_magnitude(theme: Theme, sets: Sets) -> "Figure":
         ax = figure.add_subplot(rows, columns, number)
         found = breakdown.by_magnitude(each)
         share = found.counts / found.counts.sum()
-        names = [f"{name}\n{100 * part:.0f} %" for name, part in zip(found.names, share, strict=True)]
+        names = [f"{name}\n{_percent(part)}" for name, part in zip(found.names, share, strict=True)]
         _bars(ax, Breakdown(names, found.counts, found.error, found.guess), theme, "predicting zero force")
         ax.set_yscale("log")
         ax.set(
@@ -126,6 +126,11 @@ def _bars(ax: "Axes", found: Breakdown, theme: Theme, guess: str) -> None:
     ax.grid(False, axis="x")
 
 
+def _percent(share: float) -> str:
+    """A share in whole percent; what is there but too little for one is not called 0 %."""
+    return "<1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+
+
 def _draw_calibration(ax: "Axes", title: str, unit: str, each: Calibration, theme: Theme) -> None:
     values = np.concatenate([each.spread, each.error])
     positive = values[values > 0]
@@ -135,4 +140,5 @@ def _draw_calibration(ax: "Axes", title: str, unit: str, each: Calibration, them
     ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal", title=title)
     ax.set(xlabel=f"spread of the members ({unit})", ylabel=f"error of their mean ({unit})")
     text = f"error / spread {each.ratio:.2f}\nrank correlation {each.rank:.2f}"
-    ax.text(0.04, 0.96, text, transform=ax.transAxes, va="top", fontsize=8.5, linespacing=1.35)
+    # Below the line, where an ensemble seldom is: its members agree more than they are right.
+    ax.text(0.96, 0.04, text, transform=ax.transAxes, va="bottom", ha="right", fontsize=8.5, linespacing=1.35)
