@@ -14,6 +14,11 @@ from ocpgem.train.config import TrainConfig
 from ocpgem.train.live_memory import LiveMemory
 from ocpgem.train.loss import GlobalCounts, loss_share
 
+_COUNTS: dict[Any, Any] = {
+    **flop_registry,
+    torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],  # which torch does not list
+}
+
 
 @dataclass(frozen=True)
 class StepCost:
@@ -42,7 +47,7 @@ class _Counter(LiveMemory):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        counts = flop_registry.get(func.overloadpacket)
+        counts = _COUNTS.get(func.overloadpacket)
         if counts is not None:
             self.flops += counts(*args, **(kwargs or {}), out_val=result)
         return result

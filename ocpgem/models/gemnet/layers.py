@@ -1,6 +1,7 @@
 """Bias-free dense layers, residual blocks, scale factors and the initialisation they share (GemNet paper, appendix)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +71,33 @@ class Residual(nn.Module):
         return skip(x, self.dense_2(self.dense_1(x)))
 
 
-def residual_stack(dim: int, n_layers: int) -> nn.Sequential:
+class DenseChain(nn.Sequential):
+    """A Dense layer with activation, or none, then residual blocks; pre-activations are kept for the gradient.
+
+    twice_differentiated: whether gradients are part of what is trained (gradient forces). Then autograd keeps all it
+    needs at once; without, a second derivative is still right, but computes the chain again.
+    """
+
+    twice_differentiated = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in_dim] -> [n, out_dim]."""
+        if not len(self):
+            return x
+        leading = isinstance(self[0], Dense)
+        if torch.is_grad_enabled() and self.twice_differentiated:
+            return plain_chain(x, self._weights(), leading)
+        if torch.is_grad_enabled():
+            return _Chain.apply(x, leading, *self._weights())
+        return _run_chain(x, self._weights(), leading, None)
+
+    def _weights(self) -> list[Tensor]:
+        return [layer.weight for layer in self.modules() if isinstance(layer, Dense)]
+
+
+def residual_stack(dim: int, n_layers: int) -> DenseChain:
     """`n_layers` residual blocks of width `dim`; the identity if zero."""
-    return nn.Sequential(*(Residual(dim) for _ in range(n_layers)))
+    return DenseChain(*(Residual(dim) for _ in range(n_layers)))
 
 
 def combine(first: Tensor, *others: Tensor) -> Tensor:
@@ -83,13 +108,13 @@ def combine(first: Tensor, *others: Tensor) -> Tensor:
     return total * (1 + len(others)) ** -0.5 if others else first
 
 
-def widening_stack(in_dim: int, out_dim: int, n_residual: int, leading: str = "always") -> nn.Sequential:
+def widening_stack(in_dim: int, out_dim: int, n_residual: int, leading: str = "always") -> DenseChain:
     """A Dense layer in_dim -> out_dim with activation, then `n_residual` residual blocks.
 
     leading: "if_widths_differ" leaves the Dense layer out where both widths are equal.
     """
     first = [Dense(in_dim, out_dim, activation=True)] if leading == "always" or in_dim != out_dim else []
-    return nn.Sequential(*first, *residual_stack(out_dim, n_residual))
+    return DenseChain(*first, *residual_stack(out_dim, n_residual))
 
 
 class ScaleFactor(nn.Module):
@@ -121,3 +146,112 @@ class ScaleFactor(nn.Module):
         """Fix the factor to `value` and mark it as fitted."""
         self.factor.fill_(value)
         self.fitted.fill_(True)
+
+
+def plain_chain(x: Tensor, weights: Sequence[Tensor], leading: bool) -> Tensor:
+    """What a `DenseChain` computes, in torch's own operations: the reference, and the form for second derivatives."""
+    if leading:
+        x, weights = scaled_silu(F.linear(x, weights[0])), weights[1:]
+    for first, second in zip(weights[::2], weights[1::2], strict=True):
+        x = skip(x, scaled_silu(F.linear(scaled_silu(F.linear(x, first)), second)))
+    return x
+
+
+def _run_chain(x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[Tensor] | None) -> Tensor:
+    """The chain without autograd; pre-activations are appended to `kept`.
+
+    The running sum of residual blocks is not divided by sqrt(2) after each; the constants multiply weights instead,
+    which are small, so that every block reads and writes its activations as rarely as possible.
+    """
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        found = F.linear(x, weight)
+        if kept is not None:
+            kept.append(found)
+        return found
+
+    if leading:
+        x, weights = scaled_silu(product(x, weights[0])), weights[1:]
+    own = leading  # whether nobody else reads x
+    for number, (first, second) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
+        growth = 2.0 ** (number / 2)
+        update = F.silu(product(F.silu(product(x, first / growth)), second * SILU_SCALE))
+        own = own and x.dtype == torch.result_type(x, update)
+        add = x.add_ if own else x.add
+        x, own = add(update, alpha=growth * SILU_SCALE), True
+    return x.mul_(2.0 ** (-len(weights) / 4)) if len(weights) else x
+
+
+class _Chain(torch.autograd.Function):
+    """`plain_chain`, of which the input and the pre-activations are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, leading: bool, *weights: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        y = _run_chain(x, weights, leading, kept)
+        ctx.save_for_backward(x, *weights, *kept)
+        ctx.leading = leading
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *rest = ctx.saved_tensors  # read once: checkpointing hands them out once
+        n_weights = len(rest) // 2
+        weights, kept = rest[:n_weights], rest[n_weights:]
+        if torch.is_grad_enabled():
+            of_all = _differentiable_gradient(x, weights, kept[0].dtype, ctx.leading, grads[0])
+        else:
+            needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
+            of_all = _chain_gradient((x, *weights), kept, ctx.leading, grads[0], needed)
+        return of_all[0], None, *of_all[1:]
+
+
+def _differentiable_gradient(
+    x: Tensor, weights: list[Tensor], dtype: torch.dtype, leading: bool, grad: Tensor
+) -> list[Tensor | None]:
+    """Gradients of x and of every weight, with a graph of their own; dtype: that of products in the forward pass."""
+    inputs = [x, *weights]
+    with torch.autocast(x.device.type, dtype, enabled=dtype != weights[0].dtype):
+        y = plain_chain(x, weights, leading)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    return [next(found) if tensor.requires_grad else None for tensor in inputs]
+
+
+def _chain_gradient(
+    inputs: tuple[Tensor, ...], kept: list[Tensor], leading: bool, grad: Tensor, needed: tuple[bool, ...]
+) -> list[Tensor | None]:
+    """Gradients of x and of every weight (`inputs`), where needed; see `_run_chain` for the constants."""
+    x, dtype = inputs[0], kept[0].dtype
+    n_blocks = len(kept) // 2
+    starts = [
+        scaled_silu(kept[0]) if leading else x
+    ]  # what goes into each block, times sqrt(2) per block before it
+    for number in range(n_blocks - 1):
+        update = F.silu(kept[2 * number + leading + 1])
+        starts.append(starts[-1].add(update, alpha=2.0 ** (number / 2) * SILU_SCALE))
+    of_all: list[Tensor | None] = [None] * len(inputs)
+    grad = grad * 2.0 ** (-n_blocks / 2)
+    for number in reversed(range(n_blocks)):
+        place = 2 * number + leading
+        first, second = inputs[place + 1], inputs[place + 2]
+        inner, start = kept[place], starts.pop().to(dtype)
+        growth = 2.0 ** (number / 2)
+        of_outer = torch.ops.aten.silu_backward(grad.to(dtype), kept[place + 1])
+        if needed[place + 2]:
+            of_second = of_outer.t() @ F.silu(inner)
+            of_all[place + 2] = of_second.to(second.dtype) * (growth * SILU_SCALE**2)
+        of_activated = of_outer @ (second * (growth * SILU_SCALE**2)).to(dtype)
+        of_inner = torch.ops.aten.silu_backward(of_activated, inner)
+        if needed[place + 1]:
+            of_all[place + 1] = (of_inner.t() @ start).to(first.dtype) / growth
+        if number or leading or needed[0]:
+            weight = (first / growth).to(dtype)
+            grad = grad.addmm_(of_inner, weight) if grad.dtype == dtype else grad.add_(of_inner @ weight)
+    if leading:
+        of_product = torch.ops.aten.silu_backward(grad.to(dtype), kept[0])
+        if needed[1]:
+            of_all[1] = (of_product.t() @ x.to(dtype)).to(inputs[1].dtype) * SILU_SCALE
+        grad = of_product @ (inputs[1] * SILU_SCALE).to(dtype) if needed[0] else grad
+    of_all[0] = grad.to(x.dtype) if needed[0] else None
+    return of_all
