@@ -8,7 +8,10 @@ from pathlib import Path
 
 from tests.tiny_runs import ROOT, clean_environment, run_main
 
-HEAVY = {"torch", "ase", "matplotlib", "numpy", "pydantic", "deepspeed", "lmdb", "torch_geometric"}
+HEAVY = {
+    "torch", "ase", "matplotlib", "numpy", "scipy", "pydantic", "deepspeed", "lmdb", "torch_geometric", "submitit",
+    "yaml",
+}  # fmt: skip
 
 
 def test_help_imports_nothing_heavy_and_takes_less_than_a_second() -> None:
@@ -29,6 +32,37 @@ def test_help_imports_nothing_heavy_and_takes_less_than_a_second() -> None:
     assert "ocpgem.cli" in modules.split()
     assert not HEAVY & set(modules.split())
     assert seconds < 1.0
+
+
+def modules_after(code: str) -> set[str]:
+    """What a fresh interpreter has imported when `code` has ended."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys\ntry:\n    {code}\nfinally:\n    print('modules:', *sys.modules)",
+        ],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.partition("modules:")[2].split())
+
+
+def test_importing_ocpgem_imports_nothing_heavy() -> None:
+    modules = modules_after("import ocpgem")
+    assert "ocpgem" in modules
+    assert not HEAVY & modules
+    assert HEAVY & modules_after("import ocpgem, numpy") == {"numpy"}
+
+
+def test_running_main_for_help_imports_nothing_heavy() -> None:
+    run = "sys.argv[1:] = ['--help']; import runpy; runpy.run_path('main.py', run_name='__main__')"
+    modules = modules_after(run)
+    assert "ocpgem.cli" in modules
+    assert not HEAVY & modules
 
 
 def test_the_help_names_every_command_and_the_version_is_told() -> None:
