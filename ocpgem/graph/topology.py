@@ -1,9 +1,8 @@
 """The integer structure a model asks for: built per system in the workers, concatenated per batch."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ocpgem.errors import DataError, RequestError
 from ocpgem.graph.edges import Edges, SymmetricEdges, join_directions, nearest_k, stable_order, symmetrize
+from ocpgem.graph.exchange import Ends, Exchange, OnDevice, Part
 from ocpgem.graph.neighbors import NeighborList, neighbor_search
 from ocpgem.graph.pairs import Pairs, QuadrupletPairs, common_edges, quadruplet_pairs
 from ocpgem.graph.spec import GraphSpec, Limit
@@ -30,39 +30,16 @@ class SystemEdges:
     atom_atom: Edges | None = None
 
 
-class _OnDevice:
-    """Moves every tensor of a dataclass, and every dataclass in it; what is one tensor stays one."""
-
-    def _map(self, how: Callable[[Tensor], Tensor], done: dict[int, Tensor]) -> Self:
-        moved: dict[str, Any] = {}
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                if id(value) not in done:
-                    done[id(value)] = how(value)
-                moved[field.name] = done[id(value)]
-            elif isinstance(value, _OnDevice):
-                moved[field.name] = value._map(how, done)
-        return dataclasses.replace(self, **moved)  # type: ignore[type-var]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """The same structure on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking), {})
-
-    def pin_memory(self) -> Self:
-        """The same structure in page-locked memory, for copies that do not block."""
-        return self._map(Tensor.pin_memory, {})
-
-
 @dataclass(frozen=True)
-class EdgeSet(_OnDevice):
+class EdgeSet(OnDevice):
     """Directed edges of a batch, sorted by target.
 
     edge_index: [2, E] source and target; cell_offsets: [E, 3] integers, lattice vectors added to the source,
     so the vector from source to target is `pos[target] - (pos[source] + cell_offsets @ cell)`; edge_ptr:
     [N + 1], the edges of target t are edge_ptr[t]:edge_ptr[t + 1]; slot: [E] place in a table of
     N * max_degree rows; n_edges_per_system: [B]; by_source: [E] edges ordered by source, of which those of
-    source s are by_source[source_ptr[s]:source_ptr[s + 1]]; source_ptr: [N + 1]. All int64.
+    source s are by_source[source_ptr[s]:source_ptr[s + 1]]; source_ptr: [N + 1]. All int64. ends: what the atom
+    numbers mean where the batch is divided over ranks; None where they are those of the batch.
     """
 
     edge_index: Tensor
@@ -73,6 +50,7 @@ class EdgeSet(_OnDevice):
     max_degree: int
     by_source: Tensor
     source_ptr: Tensor
+    ends: Ends | None = None
 
     @property
     def n_edges(self) -> int:
@@ -82,13 +60,17 @@ class EdgeSet(_OnDevice):
 
 @dataclass(frozen=True)
 class SymmetricEdgeSet(EdgeSet):
-    """Edges closed under reversal; reverse_edge: [E]. by_source is reverse_edge, source_ptr is edge_ptr."""
+    """Edges closed under reversal; reverse_edge: [E]. by_source is reverse_edge, source_ptr is edge_ptr.
 
-    reverse_edge: Tensor
+    Where the batch is divided over ranks, `reverse_edge` are places in the rows that `back` brings, and neither holds.
+    """
+
+    reverse_edge: Tensor = field(kw_only=True)
+    back: Exchange | None = None
 
 
 @dataclass(frozen=True)
-class CommonEdges(_OnDevice):
+class CommonEdges(OnDevice):
     """Edges that the main and the atom_edge graph share: same image of the source, same target.
 
     main: [M] positions in main, ascending; atom_edge: [M] positions in atom_edge.
@@ -99,7 +81,7 @@ class CommonEdges(_OnDevice):
 
 
 @dataclass(frozen=True)
-class TripletTable(_OnDevice):
+class TripletTable(OnDevice):
     """Pairs of a main edge and a middle edge of quadruplets, sorted by middle edge, then main edge.
 
     main_edge, middle_edge: [K]; slot: [K] row in a table of n_middle * max_per_middle rows; by_main: [K] rows
@@ -118,26 +100,37 @@ class TripletTable(_OnDevice):
 
 
 @dataclass(frozen=True)
-class Quadruplets(_OnDevice):
+class FarEdges(OnDevice):
+    """Main edges that a rank needs but that do not all end at its atoms; atom numbers are those of the batch."""
+
+    edges: EdgeSet
+    exchange: Exchange
+
+
+@dataclass(frozen=True)
+class Quadruplets(OnDevice):
     """Quadruplets d -> b -> a <- c, never enumerated: each row of `inner` meets each of `outer` with its middle.
 
     inner: main edges d -> b, d not the same image as a; outer: main edges c -> a, c not the same image as b;
     excluded_outer, excluded_inner: [X] rows of either (excluded_outer ascending) whose combination would join
-    c and d of the same image. Source: gemnet.md 1.12.
+    c and d of the same image. far: where the batch is divided over ranks, the edges that the rows of `inner` number.
+    Source: gemnet.md 1.12.
     """
 
     inner: TripletTable
     outer: TripletTable
     excluded_outer: Tensor
     excluded_inner: Tensor
+    far: FarEdges | None = None
 
 
 @dataclass(frozen=True)
-class Topology(_OnDevice):
+class Topology(OnDevice):
     """All integer structure of a batch. batch: [N] system of each atom, int64.
 
     The graphs besides `main` are there if the model asks for them; common with atom_edge, quadruplets with
-    quadruplet, which holds their middle edges b -> a.
+    quadruplet, which holds their middle edges b -> a. part: the atoms whose edges these are, where the batch is
+    divided over ranks; `batch` is always that of all atoms.
     """
 
     main: SymmetricEdgeSet
@@ -148,6 +141,7 @@ class Topology(_OnDevice):
     quadruplet: EdgeSet | None = None
     quadruplets: Quadruplets | None = None
     atom_atom: EdgeSet | None = None
+    part: Part | None = None
 
     @property
     def n_atoms(self) -> int:
@@ -275,7 +269,7 @@ def _directed(parts: Sequence[Edges | None], n_atoms: Ints) -> tuple[Edges, Edge
     return edges, EdgeSet(
         **fields,
         by_source=torch.from_numpy(stable_order(edges.source)),
-        source_ptr=torch.from_numpy(_pointers(edges.source, int(n_atoms.sum()))),
+        source_ptr=torch.from_numpy(pointers(edges.source, int(n_atoms.sum()))),
     )
 
 
@@ -288,8 +282,8 @@ def _joined(parts: Sequence[Edges], n_atoms: Ints) -> tuple[Edges, dict[str, Any
     np.add(np.concatenate([part.source for part in parts]), first_atom, out=source)
     np.add(np.concatenate([part.target for part in parts]), first_atom, out=target)
     offset = np.concatenate([part.offset for part in parts])
-    edge_ptr = _pointers(target, int(n_atoms.sum()))
-    slot, max_degree = _slots(target, edge_ptr)
+    edge_ptr = pointers(target, int(n_atoms.sum()))
+    slot, max_degree = slots(target, edge_ptr)
     return Edges(source, target, offset), {
         "edge_index": torch.from_numpy(edge_index),
         "cell_offsets": torch.from_numpy(offset),
@@ -302,18 +296,19 @@ def _joined(parts: Sequence[Edges], n_atoms: Ints) -> tuple[Edges, dict[str, Any
 
 def _quadruplets(pairs: QuadrupletPairs, n_main: int) -> Quadruplets:
     return Quadruplets(
-        inner=_triplet_table(pairs.inner, n_main),
-        outer=_triplet_table(pairs.outer, n_main),
+        inner=triplet_table(pairs.inner, n_main),
+        outer=triplet_table(pairs.outer, n_main),
         excluded_outer=torch.from_numpy(pairs.excluded_outer),
         excluded_inner=torch.from_numpy(pairs.excluded_inner),
     )
 
 
-def _triplet_table(pairs: Pairs, n_main: int) -> TripletTable:
-    slot, max_per_middle = _slots(pairs.middle_edge, pairs.middle_ptr)
+def triplet_table(pairs: Pairs, n_main: int) -> TripletTable:
+    """The table of some pairs, and its order by main edge; n_main: how many main edges there are."""
+    slot, max_per_middle = slots(pairs.middle_edge, pairs.middle_ptr)
     by_main = stable_order(pairs.main_edge)
-    main_ptr = _pointers(pairs.main_edge, n_main)
-    ordered_slot, max_per_main = _slots(pairs.main_edge.take(by_main), main_ptr)
+    main_ptr = pointers(pairs.main_edge, n_main)
+    ordered_slot, max_per_main = slots(pairs.main_edge.take(by_main), main_ptr)
     main_slot = np.empty_like(ordered_slot)
     main_slot[by_main] = ordered_slot
     return TripletTable(
@@ -328,15 +323,15 @@ def _triplet_table(pairs: Pairs, n_main: int) -> TripletTable:
     )
 
 
-def _pointers(group: Ints, n_groups: int) -> Ints:
+def pointers(group: Ints, n_groups: int) -> Ints:
     """Where the rows of each group start, once the rows are ordered by group."""
     return np.concatenate(([0], np.cumsum(np.bincount(group, minlength=n_groups))))
 
 
-def _slots(group: Ints, pointers: Ints) -> tuple[Ints, int]:
+def slots(group: Ints, ptr: Ints) -> tuple[Ints, int]:
     """Place of each row in a table with equally many rows a group, and that number; rows ordered by group."""
-    most = int(np.diff(pointers).max(initial=0))
-    return group * most + np.arange(len(group)) - pointers.take(group), most
+    most = int(np.diff(ptr).max(initial=0))
+    return group * most + np.arange(len(group)) - ptr.take(group), most
 
 
 def build_topology(

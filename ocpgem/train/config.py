@@ -251,6 +251,12 @@ class ParallelSection(Section):
         description="DeepSpeed ZeRO: what is divided over the ranks; 0 nothing, 1 the optimiser state, 2 gradients as "
         "well, 3 (direct forces only) also the weights",
     )
+    graph: int = Field(
+        1,
+        ge=1,
+        description="ranks that share the edges of a batch, for systems whose activations do not fit on one GPU; the "
+        "number of ranks must be a multiple. Validation divides systems over all ranks, not edges",
+    )
 
 
 class StartSection(Section):
@@ -344,6 +350,10 @@ class TrainConfig(Section):
             raise ValueError(
                 "parallel.zero_stage is 3, which works only with direct forces, but model.forces is "
                 f"{self.model.forces}; use 0, 1 or 2"
+            )
+        if self.parallel.zero_stage == 3 and self.parallel.graph > 1:
+            raise ValueError(
+                f"parallel.graph is {self.parallel.graph}, which works with parallel.zero_stage 0, 1 and 2, not with 3"
             )
         if self.data.hide_elements > 0 and not self.model.shared_embedding:
             raise ValueError("data.hide_elements needs model.shared_embedding: true")

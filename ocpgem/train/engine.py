@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ocpgem.models.potential import Potential, Predictions
 from ocpgem.parallel import group
+from ocpgem.parallel.graph import GraphGroup
 from ocpgem.train.config import OptimSection
 from ocpgem.train.engine_state import OptimizerState, gather, gather_weights, restore, restore_weights
 from ocpgem.train.parameters import freeze, torch_groups
@@ -55,7 +56,12 @@ class Engine:
     """
 
     def __init__(
-        self, potential: Potential, optim: OptimSection, zero_stage: int, device: torch.device
+        self,
+        potential: Potential,
+        optim: OptimSection,
+        zero_stage: int,
+        device: torch.device,
+        graph: GraphGroup | None = None,
     ) -> None:
         deepspeed = import_deepspeed()
         deepspeed.init_distributed(dist_init_required=False)
@@ -76,19 +82,22 @@ class Engine:
         self._gradients: list[Tensor] | None = None
         self.potential = potential
         self.zero_stage = zero_stage
-        self.local_first = zero_stage < _DIVIDES_WEIGHTS
+        self.graph = graph
+        """The ranks that share a batch with this one."""
+        self.local_first = zero_stage < _DIVIDES_WEIGHTS and graph is None
         """Whether nothing is exchanged between ranks before `step`."""
+        self._keeps_gradients = zero_stage < _DIVIDES_WEIGHTS
 
     def forward(self, batch: Any, topology: Any) -> Predictions:
         """Predictions with a graph for `backward`."""
-        return self.potential(batch, topology) if self.local_first else self._engine(batch, topology)
+        return self.potential(batch, topology) if self._keeps_gradients else self._engine(batch, topology)
 
     def backward(self, loss_share: Tensor, last: bool) -> None:
         """Add the gradient of this micro-batch's share of the loss; `last` marks the last micro-batch of the step.
 
         DeepSpeed averages over ranks; shares add up to the mean, hence the factor.
         """
-        if self.local_first:
+        if self._keeps_gradients:
             self._add_gradient(loss_share)
             return
         self._engine.set_gradient_accumulation_boundary(last)
@@ -118,7 +127,7 @@ class Engine:
 
     def discard(self) -> None:
         """Forget the gradients since the last step; nothing else has changed."""
-        assert self.local_first, "under ZeRO-3 gradients are exchanged at once"
+        assert self._keeps_gradients, "under ZeRO-3 gradients are exchanged at once"
         self._gradients = None
 
     def step(self, lr: float) -> float | None:

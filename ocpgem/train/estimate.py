@@ -18,6 +18,7 @@ from ocpgem.data.plan import TrainPlan
 from ocpgem.errors import RequestError
 from ocpgem.graph.topology import Topology
 from ocpgem.models.potential import Normalization
+from ocpgem.parallel.graph import require_groups
 from ocpgem.train.batching import Costs, eval_batching, require_work_for_all, train_batching
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.datasets import edges_to_read, open_data_sets
@@ -129,18 +130,20 @@ def estimate(config: TrainConfig, world_size: int = 1, device: Device | None = N
     recipe = Recipe(train_set, config.model.graph_spec, config.model.n_elements)
     costs = Costs(edges=fit_edge_cost(train_set, recipe.graph))
     batching = train_batching(config.data, costs)
-    require_work_for_all(config.data, batching, train_set, world_size)
+    require_groups(config.parallel.graph, world_size)
+    n_groups = world_size // config.parallel.graph
+    require_work_for_all(config.data, batching, train_set, n_groups)
     plan = TrainPlan(
         train_set.draws(config.seed) or all_once(len(train_set), config.seed), train_set.rows, batching
     )
-    steps = _steps(plan, world_size)
+    steps = _steps(plan, n_groups)
     batch, topology = recipe.prepare(steps.largest)
     cost = _cost(config, recipe, steps.largest, (batch, topology))
     found = Batch(len(steps.largest), topology.n_atoms, topology.main.n_edges, steps.micro_batches)
     n_parameters = _n_parameters(config)
     working = max(cost.peak_bytes, _validation(config, recipe, data.val, costs))
     chosen = device or cpu()
-    flops = cost.flops * steps.work / max(1, steps.work_of_largest)
+    flops = config.parallel.graph * cost.flops * steps.work / max(1, steps.work_of_largest)
     return Estimate(
         n_parameters=n_parameters,
         world_size=world_size,

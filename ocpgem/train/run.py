@@ -24,6 +24,7 @@ from ocpgem.files import write_text
 from ocpgem.models.potential import Normalization, Potential, n_parameters
 from ocpgem.parallel import group
 from ocpgem.parallel.device import choose_device
+from ocpgem.parallel.graph import graph_group, require_groups
 from ocpgem.parallel.signals import StopRequest
 from ocpgem.parallel.watchdog import Watchdog, is_lost_peer
 from ocpgem.train.batching import eval_batching, prepare_costs, require_work_for_all, train_batching
@@ -94,6 +95,7 @@ def _prepared(
 ) -> TrainingLoop:
     console = make_console()
     seed_all(config.seed)
+    require_groups(config.parallel.graph, group.world_size())
     data = open_data_sets(config.data, edges_to_read(config))
     check_parameters(config)
     set_precision(config, device)
@@ -152,9 +154,12 @@ def _assemble(
     )
     costs = prepare_costs(run, potential, recipe, config.data)
     batching = train_batching(config.data, costs)
-    loader = TrainLoader(recipe, batching, config.seed, group.rank(), group.world_size(), settings)
-    require_work_for_all(config.data, batching, train_set, group.world_size())
-    engine = Engine(potential, config.optim, config.parallel.zero_stage, device)
+    graph = graph_group(config.parallel.graph)
+    # The ranks of a graph group load the same systems.
+    number, n_groups = group.rank() // config.parallel.graph, group.world_size() // config.parallel.graph
+    loader = TrainLoader(recipe, batching, config.seed, number, n_groups, settings)
+    require_work_for_all(config.data, batching, train_set, n_groups)
+    engine = Engine(potential, config.optim, config.parallel.zero_stage, device, graph)
     return RunParts(
         config=config,
         potential=potential,

@@ -10,6 +10,7 @@ from ocpgem.data.loader import StepBatch
 from ocpgem.errors import TrainingError
 from ocpgem.graph.topology import Topology
 from ocpgem.parallel import group
+from ocpgem.parallel.partition import partition
 from ocpgem.train.faults import FaultFile, Report, Trouble, report_of
 from ocpgem.train.loss import GlobalCounts, loss_share
 from ocpgem.train.parts import RunParts
@@ -61,7 +62,7 @@ class StepRunner:
         return total, norm
 
     def _compute(self, step_batch: StepBatch) -> tuple[Tensor, Report]:
-        """This rank's share of loss and gradient, without any communication (but under ZeRO-3)."""
+        """This rank's share of loss and gradient, without any communication (but under ZeRO-3 and in graph groups)."""
         parts = self._parts
         rank, doing = group.rank(), ""
         total = torch.zeros((), device=parts.device)
@@ -71,10 +72,11 @@ class StepRunner:
                 doing = _described(topology_on_host)
                 # From pinned memory, so that the copy is queued while the device still computes.
                 batch = on_host.to(parts.device, non_blocking=True)
-                topology = topology_on_host.to(parts.device, non_blocking=True)
+                own = partition(topology_on_host, parts.engine.graph)
+                topology = own.to(parts.device, non_blocking=True)
                 # Padding repeats a system only so that every rank runs as many micro-batches.
                 share = self._share(step_batch, batch, topology) * float(index < n_real)
-                if not parts.engine.local_first:
+                if parts.engine.zero_stage == 3:
                     self._require_finite(step_batch, share)
                 parts.engine.backward(share, last=index == len(step_batch.micro_batches) - 1)
                 total = total + share.detach()
@@ -94,7 +96,9 @@ class StepRunner:
         counts = GlobalCounts(step_batch.n_systems_global, step_batch.n_free_atoms_global)
         predictions = parts.engine.forward(batch, topology)
         progress = step_batch.step / config.steps
-        return loss_share(predictions, batch, config.loss, parts.potential.normalization, counts, progress)
+        share = loss_share(predictions, batch, config.loss, parts.potential.normalization, counts, progress)
+        # Every rank of a graph group has the loss of the whole batch.
+        return share if topology.part is None else share / topology.part.group.size
 
     def _worst(self, report: Report) -> Trouble:
         return Trouble(int(group.all_reduce_max(torch.tensor(int(report.trouble)))))
@@ -175,7 +179,8 @@ class StepRunner:
         """The systems whose own loss or gradient is not finite; all of them where none is it alone."""
         parts = self._parts
         found = []
-        for index in step_batch.real_indices:
+        # Only whole batches can be looked through by one rank: the others may have found nothing.
+        for index in step_batch.real_indices if parts.engine.graph is None else ():
             batch, topology = parts.loader.single(step_batch, index)
             share = self._share(step_batch, batch.to(parts.device), topology.to(parts.device))
             gradients = torch.autograd.grad(share, list(parts.potential.parameters()), allow_unused=True)

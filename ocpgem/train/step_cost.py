@@ -10,6 +10,8 @@ from torch.utils.flop_counter import flop_registry
 
 from ocpgem.graph.topology import Topology
 from ocpgem.models.potential import Normalization, Potential
+from ocpgem.parallel.graph import GraphGroup
+from ocpgem.parallel.partition import partition
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.live_memory import LiveMemory
 from ocpgem.train.loss import GlobalCounts, loss_share
@@ -59,6 +61,7 @@ def step_cost(config: TrainConfig, batch: Any, topology: Topology, normalization
     The model, its loss and their gradients are run as they are, with torch's fake tensors, so whatever the model does
     is counted. Sums over segments count as torch's own operations, whichever library will do them.
     """
+    own = partition(topology, _first_part(config.parallel.graph))
     with FakeTensorMode(allow_non_fake_inputs=True):
         potential = Potential(config.model, normalization)
         potential.train_in_bf16 = config.precision == "bf16"
@@ -66,10 +69,15 @@ def step_cost(config: TrainConfig, batch: Any, topology: Topology, normalization
         potential.train()
         counts = GlobalCounts(topology.n_systems, topology.n_atoms)
         with _Counter() as memory:
-            loss = loss_share(potential(batch, topology), batch, config.loss, normalization, counts)
+            loss = loss_share(potential(batch, own), batch, config.loss, normalization, counts)
             kept = memory.now
             loss.backward()
     return StepCost(kept, memory.peak, memory.flops)
+
+
+def _first_part(size: int) -> GraphGroup | None:
+    """The first of the ranks that share a batch; all have about as many edges."""
+    return None if size == 1 else GraphGroup(0, size, None)
 
 
 def validation_bytes(config: TrainConfig, batch: Any, topology: Topology) -> int:

@@ -7,7 +7,7 @@ from ocpgem.graph.topology import EdgeSet, Topology
 from ocpgem.models.gemnet.bases import TripletBasis
 from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import AtomAtomConfig, AtomEdgeConfig, GemNetConfig
-from ocpgem.models.gemnet.edge_ops import from_source, pad_by_target, sum_to_target, unpad
+from ocpgem.models.gemnet.edge_ops import from_source, gather_sources, pad_by_target, sum_to_target, unpad
 from ocpgem.models.gemnet.layers import Dense, float32_region
 from ocpgem.models.gemnet.triplets import Bilinear, EdgeMessages, EdgeUpdate, read_density
 
@@ -53,7 +53,9 @@ class AtomToEdgeInteraction(nn.Module):
         incoming, common = topology.atom_edge, topology.common
         assert incoming is not None
         assert common is not None
-        x = self.messages.weighted(from_source(self.messages.dense(h), incoming), basis.radial)
+        x = self.messages.weighted(
+            from_source(gather_sources(self.messages.dense(h), incoming), incoming), basis.radial
+        )
         with float32_region(x):
             summed = mixed_angular_sum(
                 x.to(harmonics.dtype),
@@ -113,7 +115,7 @@ class AtomAtomInteraction(nn.Module):
 
     def forward(self, h: Tensor, radial: Tensor, edges: EdgeSet) -> Tensor:
         """h [n_atoms, atom_dim], radial [n_atoms, max_degree, radial_dim] -> [n_atoms, atom_dim]."""
-        x = from_source(self.down(h), edges)  # [n_edges, in_dim]
+        x = from_source(gather_sources(self.down(h), edges), edges)  # [n_edges, in_dim]
         with float32_region(x):
             summed = radial.transpose(1, 2) @ pad_by_target(x.to(radial.dtype), edges)
         return self.up(self.bilinear(summed, x))

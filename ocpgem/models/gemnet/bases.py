@@ -185,6 +185,7 @@ class Bases(nn.Module):
             self.n_spherical,
             self.two_angle,
             in_angstrom=self.config.angular_basis.radial == "bessel_by_degree",  # the original GemNet
+            far=geometry.inner,
         )
         if self.circular_quadruplet.is_observed or self.spherical_quadruplet.is_observed:
             of_inner, of_both = angle_samples(angles, tables)

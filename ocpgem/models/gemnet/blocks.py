@@ -10,7 +10,7 @@ from ocpgem.graph.topology import EdgeSet, SymmetricEdgeSet, Topology
 from ocpgem.models.gemnet.atom_paths import AtomAtomInteraction, AtomToEdgeInteraction, EdgeToAtomInteraction
 from ocpgem.models.gemnet.bases import Basis
 from ocpgem.models.gemnet.config import GemNetConfig
-from ocpgem.models.gemnet.edge_ops import from_source, from_target, sum_to_target
+from ocpgem.models.gemnet.edge_ops import from_source, from_target, gather_sources, sum_to_target
 from ocpgem.models.gemnet.layers import (
     Dense,
     ScaleFactor,
@@ -71,7 +71,9 @@ class EdgeEmbedding(nn.Module):
     def forward(self, h: Tensor, x: Tensor, edges: EdgeSet) -> Tensor:
         """h [n_atoms, atom_dim], x [n_edges, x_dim] -> [n_edges, edge_dim]."""
         w_source, w_target, w_x = self.weight.split(self.sizes, dim=1)
-        of_atoms = from_source(F.linear(h, w_source), edges) + from_target(F.linear(h, w_target), edges)
+        # h has fewer channels than its product with the weight, so that is computed where it is needed.
+        of_sources = from_source(F.linear(gather_sources(h, edges), w_source), edges)
+        of_atoms = of_sources + from_target(F.linear(h, w_target), edges)
         return scaled_silu(F.linear(x, w_x) + of_atoms)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ocpgem.graph.topology import EdgeSet, SymmetricEdgeSet, TripletTable
+from ocpgem.parallel.graph import gather, shard
 from ocpgem.segment import segment_sum
 
 
@@ -84,7 +85,22 @@ class _Unpad(torch.autograd.Function):
 
 def reverse(x: Tensor, edges: SymmetricEdgeSet) -> Tensor:
     """The value of the reverse edge, for every edge: [n_edges, ...] -> [n_edges, ...]."""
+    if edges.back is not None:  # some reverse edges lie on other ranks; each is needed once
+        return gather(x, edges.back).index_select(0, edges.reverse_edge)
     return _Reverse.apply(x, edges.reverse_edge)
+
+
+def gather_sources(h: Tensor, edges: EdgeSet) -> Tensor:
+    """What `from_source` reads, of the atoms of this rank and of those it needs of others; all on one rank."""
+    return h if edges.ends is None else gather(h, edges.ends.sources)
+
+
+def at_ends(x: Tensor, edges: EdgeSet) -> tuple[Tensor, Tensor]:
+    """What is known of all atoms on every rank, at the source and at the target of every edge."""
+    if edges.ends is None:
+        return from_source(x, edges), from_target(x, edges)
+    sources = x.index_select(0, edges.ends.sources.rows)
+    return from_source(sources, edges), from_target(shard(x, edges.ends.part), edges)
 
 
 def from_target(h: Tensor, edges: EdgeSet) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ocpgem.graph.topology import EdgeSet
-from ocpgem.models.gemnet.edge_ops import from_source, from_target, sum_to_target
+from ocpgem.models.gemnet.edge_ops import at_ends, sum_to_target
 
 
 class ElementPairs(nn.Module):
@@ -30,8 +30,8 @@ class ElementPairs(nn.Module):
         self.known[second, first] = True
 
     def share_known(self, atomic_numbers: Tensor, edges: EdgeSet) -> Tensor:
-        """The share [n_atoms, 1] of an atom's neighbours whose element is known beside its own; 1 without any."""
-        numbers = atomic_numbers.unsqueeze(1)
-        pair = self.known[from_source(numbers, edges), from_target(numbers, edges)].float()
+        """The share [n_own, 1] of an atom's neighbours whose element is known beside its own; 1 without any."""
+        source, target = at_ends(atomic_numbers.unsqueeze(1), edges)
+        pair = self.known[source, target].float()
         known, all_of_them = sum_to_target(torch.cat([pair, torch.ones_like(pair)], 1), edges).unbind(1)
         return torch.where(all_of_them > 0, known / all_of_them.clamp(min=1), 1.0).unsqueeze(1)

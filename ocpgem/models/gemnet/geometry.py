@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ocpgem.graph.topology import EdgeSet, Topology, TripletTable
-from ocpgem.models.gemnet.edge_ops import from_main_edge, from_source, from_target, pad, unpad
+from ocpgem.models.gemnet.edge_ops import at_ends, from_main_edge, pad, unpad
 
 
 @dataclass
@@ -32,11 +32,12 @@ def edge_geometry(
     # In float64: differences of large coordinates lose digits, and cost next to nothing here.
     wide, lattice = pos.double(), cell.double()
     # [n_edges, 1, 3] @ [n_edges, 3, 3] -> [n_edges, 3]
-    shift = (edges.cell_offsets.double().unsqueeze(1) @ lattice[batch[edges.edge_index[1]]]).squeeze(1)
-    vector = from_target(wide, edges) - from_source(wide, edges) - shift
+    shift = (edges.cell_offsets.double().unsqueeze(1) @ lattice[at_ends(batch, edges)[1]]).squeeze(1)
+    source, target = at_ends(wide, edges)
+    vector = target - source - shift
     length = vector.norm(dim=-1)
     distance, direction = length.to(pos.dtype), (vector / length[:, None]).to(pos.dtype)
-    of_edges = None if radii is None else radii[edges.edge_index].sum(0)
+    of_edges = None if radii is None else torch.add(*at_ends(radii, edges))
     return EdgeGeometry(distance, direction, of_edges)
 
 
@@ -115,6 +116,8 @@ class Geometry:
     """of the middle edges of quadruplets"""
     atom_edge: EdgeGeometry | None
     atom_atom: EdgeGeometry | None
+    inner: EdgeGeometry
+    """of the edges d -> b that quadruplets read: those of `main` unless the batch is divided over ranks"""
 
 
 def all_geometry(pos: Tensor, cell: Tensor, topology: Topology, radii: Tensor | None = None) -> Geometry:
@@ -123,9 +126,12 @@ def all_geometry(pos: Tensor, cell: Tensor, topology: Topology, radii: Tensor | 
     def of(edges: EdgeSet | None) -> EdgeGeometry | None:
         return None if edges is None else edge_geometry(pos, cell, topology.batch, edges, radii)
 
+    main = edge_geometry(pos, cell, topology.batch, topology.main, radii)
+    far = None if topology.quadruplets is None else topology.quadruplets.far
     return Geometry(
-        main=edge_geometry(pos, cell, topology.batch, topology.main, radii),
+        main=main,
         middle=of(topology.quadruplet),
         atom_edge=of(topology.atom_edge),
         atom_atom=of(topology.atom_atom),
+        inner=main if far is None else edge_geometry(pos, cell, topology.batch, far.edges),
     )

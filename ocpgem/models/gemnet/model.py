@@ -18,6 +18,7 @@ from ocpgem.models.gemnet.element_pairs import ElementPairs
 from ocpgem.models.gemnet.geometry import all_geometry
 from ocpgem.models.gemnet.heads import EnergyBranch, ForceBranch, output_head
 from ocpgem.models.gemnet.layers import DenseChain, float32_region
+from ocpgem.parallel.graph import reduce, shard, unshard
 
 
 @dataclass
@@ -65,29 +66,37 @@ class GemNet(nn.Module):
         """Energy [n_systems] and forces [n_atoms, 3] (None if the model has none)."""
         if self.config.forces != "gradient":
             atom_energy, forces = self._atom_energies_and_direct_forces(structures, topology)
-            return self._sum_over_atoms(atom_energy, topology), forces
+            energy = reduce(self._sum_over_atoms(atom_energy, topology), topology.part)
+            return energy, None if forces is None else unshard(forces, topology.part, topology.n_atoms)
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
             pos = structures.pos.detach().requires_grad_(True)
             moved = dataclasses.replace(structures, pos=pos)
             atom_energy, _ = self._atom_energies_and_direct_forces(moved, topology)
             energy = self._sum_over_atoms(atom_energy, topology)
-            (gradient,) = torch.autograd.grad(energy.sum(), pos, create_graph=differentiable)
+            # Where ranks share the batch, this is the gradient of all their energies by this rank's positions.
+            (own,) = torch.autograd.grad(energy.sum(), pos, create_graph=differentiable)
+            gradient, energy = reduce(own, topology.part), reduce(energy, topology.part)
+            if not differentiable:
+                gradient = gradient.detach()
         return energy if differentiable else energy.detach(), -gradient
 
     def atom_energies(self, structures: Structures, topology: Topology) -> Tensor:
         """The terms [n_atoms] whose sum (or mean, unless extensive) over a system is its energy."""
-        return self._atom_energies_and_direct_forces(structures, topology)[0]
+        own = self._atom_energies_and_direct_forces(structures, topology)[0]
+        return unshard(own, topology.part, topology.n_atoms)
 
     def _atom_energies_and_direct_forces(
         self, structures: Structures, topology: Topology
     ) -> tuple[Tensor, Tensor | None]:
-        edges = topology.main
+        """Of the atoms of this rank."""
+        edges, part = topology.main, topology.part
         with float32_region(structures.pos):
             radii = None if self.bases.radii is None else self.bases.radii[structures.atomic_numbers]
             geometry = all_geometry(structures.pos, structures.cell, topology, radii)
             basis, radial = self.bases(geometry, topology)
-        h = self.atom_embedding(structures.atomic_numbers, structures.hidden)
+        hidden = None if structures.hidden is None else shard(structures.hidden, part)
+        h = self.atom_embedding(shard(structures.atomic_numbers, part), hidden)
         m = self.edge_embedding(h, radial, edges)
         of_atoms, of_edges = [], []
         for index, branch in enumerate(self.energy_branches):
@@ -126,8 +135,9 @@ class GemNet(nn.Module):
         return part(*args)
 
     def _sum_over_atoms(self, atom_energy: Tensor, topology: Topology) -> Tensor:
-        energy = atom_energy.new_zeros(topology.n_systems).index_add(0, topology.batch, atom_energy)
+        batch = shard(topology.batch, topology.part)
+        energy = atom_energy.new_zeros(topology.n_systems).index_add(0, batch, atom_energy)
         if self.config.extensive:
             return energy
-        n_atoms = torch.zeros_like(energy).index_add(0, topology.batch, torch.ones_like(atom_energy))
-        return energy / n_atoms
+        n_atoms = torch.zeros_like(energy)
+        return energy / n_atoms.index_add(0, topology.batch, energy.new_ones(topology.n_atoms))

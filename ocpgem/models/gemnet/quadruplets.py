@@ -10,6 +10,7 @@ from ocpgem.models.gemnet.geometry import pad_by_middle
 from ocpgem.models.gemnet.layers import Dense, ScaleFactor, float32_region
 from ocpgem.models.gemnet.triplets import Bilinear, EdgeMessages, EdgeUpdate
 from ocpgem.models.gemnet.two_angles import sum_inner, sum_outer
+from ocpgem.parallel.graph import gather
 
 
 class QuadrupletInteraction(nn.Module):
@@ -29,7 +30,8 @@ class QuadrupletInteraction(nn.Module):
         assert tables is not None
         x = self.messages(m, basis.radial)
         with float32_region(x):
-            rows = from_main_edge(x.to(basis.circular.dtype), tables.inner)  # [n_inner, in_dim]
+            near = gather(x.to(basis.circular.dtype), tables.far.exchange if tables.far else None)
+            rows = from_main_edge(near, tables.inner)  # [n_inner, in_dim]
             x_inner = pad_by_middle(rows, tables.inner, angles.n_middle)
             filters = (
                 self.scale_circular(self.circular.weight) @ basis.circular

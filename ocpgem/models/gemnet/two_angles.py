@@ -73,10 +73,11 @@ class QuadrupletAngles:
         n_spherical: int,
         two_angle: TwoAngle,
         in_angstrom: bool = False,
+        far: EdgeGeometry | None = None,
     ) -> "QuadrupletAngles":
-        """Evaluate the angles; in_angstrom: see `plane_side`."""
+        """Evaluate the angles; in_angstrom: see `plane_side`; far: of the edges d -> b, if they are not `main`."""
         n_middle = middle.distance.shape[0]
-        inner = plane_side(main, middle, tables.inner, at_target=False, in_angstrom=in_angstrom)
+        inner = plane_side(far or main, middle, tables.inner, at_target=False, in_angstrom=in_angstrom)
         outer = plane_side(main, middle, tables.outer, at_target=True, in_angstrom=in_angstrom)
         if two_angle == "legendre_outer":
             inner_plane, outer_plane = _harmonics_of_normals(inner, n_spherical), _readers(outer, n_spherical)
