@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from ocpgem.checkpoint import load_potential
 from ocpgem.launch.local import run_local
 from tests.distributed.graph_ranks import TRIED
-from tests.tiny_runs import ROOT
+from tests.distributed.states import train_records
+from tests.tiny_runs import ROOT, run_main, tiny_settings, write_settings, write_tiny_data
 
 
 @pytest.mark.slow  # four ranks, every variant in groups of 2, 3 and 4
@@ -24,3 +27,47 @@ def test_groups_of_ranks_give_the_outputs_and_gradients_of_one(
     assert set(found) == expected | {f"{case}, 3 atoms" for case in TRIED} | {"random"}
     assert {name: value for name, value in found.items() if value > 1e-10} == {}
     assert any(value > 0 for value in found.values())  # it would be no test if both had taken one path
+
+
+def train(folder: Path, name: str, nproc: int, *overrides: str) -> Path:
+    run = folder / name
+    done = run_main("train", folder / "config.yml", *overrides, "--run-dir", run, "--nproc", nproc)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return run
+
+
+@pytest.mark.slow  # four runs of real ranks
+def test_two_groups_of_two_train_as_four_ranks_and_checkpoints_move_between_layouts(tmp_path: Path) -> None:
+    data, val = write_tiny_data(tmp_path)
+    settings = tiny_settings(
+        data,
+        val,
+        model={"variant": "gemnet_T"},
+        log_every_steps=1,
+        parallel={"zero_stage": 1},
+        optim={"lr": 2e-3, "schedule": {"name": "constant", "warmup_steps": 0}},
+    )
+    write_settings(tmp_path / "config.yml", settings)
+    expected = train(tmp_path, "four ranks", 4, "steps=6")
+    groups = train(tmp_path, "groups", 4, "steps=6", "parallel.graph=2")
+    moved = train(tmp_path, "moved", 4, "steps=3", "parallel.graph=2")
+    train(tmp_path, "moved", 2, "steps=5", "parallel.graph=1", "parallel.zero_stage=0")
+    train(tmp_path, "moved", 3, "steps=6", "parallel.graph=3")
+    losses = [loss for _, loss in train_records(expected)]
+    assert len(losses) == 6
+    assert len({round(loss, 4) for loss in losses}) == 6
+    weights = load_potential(expected).state_dict()
+    for run in (groups, moved):
+        assert [loss for _, loss in train_records(run)] == pytest.approx(losses, rel=1e-4)
+        for name, value in load_potential(run).state_dict().items():
+            assert torch.allclose(value.double(), weights[name].double(), rtol=1e-3, atol=1e-4), (run.name, name)
+
+
+def test_ranks_that_cannot_form_groups_are_refused(tmp_path: Path) -> None:
+    data, _ = write_tiny_data(tmp_path)
+    config = write_settings(tmp_path / "config.yml", tiny_settings(data, parallel={"graph": 2}))
+    done = run_main("train", config, "--run-dir", tmp_path / "run", "--nproc", 1)
+    assert done.returncode == 2
+    assert "parallel.graph is 2, but there are 1 ranks" in done.stderr
+    assert not (tmp_path / "run").exists()
