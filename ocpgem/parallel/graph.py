@@ -122,9 +122,9 @@ class _Reduce(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, group: GraphGroup) -> Tensor:
         ctx.group = group
         result = x.clone(memory_format=torch.contiguous_format)
+        # A ring sends each byte (n - 1)/n times to be summed and as often to be known to all.
+        group.sent_bytes += 2 * (group.size - 1) * result.nbytes // group.size
         if group.handle is not None:
-            # A ring sends each byte (n - 1)/n times to be summed and as often to be known to all.
-            group.sent_bytes += 2 * (group.size - 1) * result.nbytes // group.size
             dist.all_reduce(result, group=group.handle)
         return result
 
@@ -136,10 +136,10 @@ class _Reduce(torch.autograd.Function):
 def _all_to_all(x: Tensor, send: tuple[int, ...], receive: tuple[int, ...], group: GraphGroup) -> Tensor:
     """x: [sum of send, ...], by receiving rank -> [sum of receive, ...], by sending rank."""
     result = x.new_zeros(sum(receive), *x.shape[1:])
-    if group.handle is None:
-        return result
     width = x.shape[1:].numel()
     group.sent_bytes += (sum(send) - send[group.rank]) * width * x.element_size()
+    if group.handle is None:
+        return result
     # As bytes: gloo does not know all types.
     outgoing, incoming = (each.view(each.shape[0], width).view(torch.uint8) for each in (x, result))
     dist.all_to_all_single(incoming, outgoing, list(receive), list(send), group=group.handle)

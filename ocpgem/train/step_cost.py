@@ -32,6 +32,8 @@ class StepCost:
     """The most bytes at one time beside the weights; gradients of weights are part of it."""
     flops: int
     """Operations of all matrix products; a multiplication and an addition are two."""
+    sent_bytes: int = 0
+    """What a rank sends to others of its graph group."""
 
 
 class _Counter(LiveMemory):
@@ -55,13 +57,18 @@ class _Counter(LiveMemory):
         return result
 
 
-def step_cost(config: TrainConfig, batch: Any, topology: Topology, normalization: Normalization) -> StepCost:
+def step_cost(
+    config: TrainConfig, batch: Any, topology: Topology, normalization: Normalization, rank: int = 0
+) -> StepCost:
     """The cost of a training step of `config` on a batch; takes seconds and hardly any memory for any model.
 
     The model, its loss and their gradients are run as they are, with torch's fake tensors, so whatever the model does
-    is counted. Sums over segments count as torch's own operations, whichever library will do them.
+    is counted. rank: of the graph group, whose ranks have about as many edges. Sums over segments count as torch's own
+    operations, whichever library will do them.
     """
-    own = partition(topology, _first_part(config.parallel.graph))
+    size = config.parallel.graph
+    graph = None if size == 1 else GraphGroup(rank, size, None)
+    own = partition(topology, graph)
     with FakeTensorMode(allow_non_fake_inputs=True):
         potential = Potential(config.model, normalization)
         potential.train_in_bf16 = config.precision == "bf16"
@@ -72,12 +79,7 @@ def step_cost(config: TrainConfig, batch: Any, topology: Topology, normalization
             loss = loss_share(potential(batch, own), batch, config.loss, normalization, counts)
             kept = memory.now
             loss.backward()
-    return StepCost(kept, memory.peak, memory.flops)
-
-
-def _first_part(size: int) -> GraphGroup | None:
-    """The first of the ranks that share a batch; all have about as many edges."""
-    return None if size == 1 else GraphGroup(0, size, None)
+    return StepCost(kept, memory.peak, memory.flops, 0 if graph is None else graph.sent_bytes)
 
 
 def validation_bytes(config: TrainConfig, batch: Any, topology: Topology) -> int:

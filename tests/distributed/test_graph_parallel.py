@@ -1,6 +1,7 @@
 """Ranks that share the edges of a batch compute what one rank computes."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ocpgem.checkpoint import load_potential
 from ocpgem.launch.local import run_local
 from tests.distributed.graph_ranks import TRIED
 from tests.distributed.states import train_records
-from tests.tiny_runs import ROOT, run_main, tiny_settings, write_settings, write_tiny_data
+from tests.tiny_runs import ROOT, clean_environment, run_main, tiny_settings, write_settings, write_tiny_data
 
 
 @pytest.mark.slow  # four ranks, every variant in groups of 2, 3 and 4
@@ -29,14 +30,6 @@ def test_groups_of_ranks_give_the_outputs_and_gradients_of_one(
     assert any(value > 0 for value in found.values())  # it would be no test if both had taken one path
 
 
-def train(folder: Path, name: str, nproc: int, *overrides: str) -> Path:
-    run = folder / name
-    done = run_main("train", folder / "config.yml", *overrides, "--run-dir", run, "--nproc", nproc)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return run
-
-
 @pytest.mark.slow  # four runs of real ranks
 def test_two_groups_of_two_train_as_four_ranks_and_checkpoints_move_between_layouts(tmp_path: Path) -> None:
     data, val = write_tiny_data(tmp_path)
@@ -49,11 +42,23 @@ def test_two_groups_of_two_train_as_four_ranks_and_checkpoints_move_between_layo
         optim={"lr": 2e-3, "schedule": {"name": "constant", "warmup_steps": 0}},
     )
     write_settings(tmp_path / "config.yml", settings)
-    expected = train(tmp_path, "four ranks", 4, "steps=6")
-    groups = train(tmp_path, "groups", 4, "steps=6", "parallel.graph=2")
-    moved = train(tmp_path, "moved", 4, "steps=3", "parallel.graph=2")
-    train(tmp_path, "moved", 2, "steps=5", "parallel.graph=1", "parallel.zero_stage=0")
-    train(tmp_path, "moved", 3, "steps=6", "parallel.graph=3")
+    calls = [
+        "four-ranks 4 steps=6",
+        "groups 4 steps=6 parallel.graph=2",
+        "moved 4 steps=3 parallel.graph=2",
+        "moved 2 steps=5 parallel.graph=1 parallel.zero_stage=0",
+        "moved 3 steps=6 parallel.graph=3",
+    ]
+    program = [sys.executable, str(Path(__file__).with_name("graph_training.py"))]
+    done = subprocess.run(
+        [*program, str(tmp_path / "config.yml"), str(tmp_path), *calls],
+        env=clean_environment() | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected, groups, moved = (tmp_path / name for name in ("four-ranks", "groups", "moved"))
     losses = [loss for _, loss in train_records(expected)]
     assert len(losses) == 6
     assert len({round(loss, 4) for loss in losses}) == 6
@@ -61,7 +66,10 @@ def test_two_groups_of_two_train_as_four_ranks_and_checkpoints_move_between_layo
     for run in (groups, moved):
         assert [loss for _, loss in train_records(run)] == pytest.approx(losses, rel=1e-4)
         for name, value in load_potential(run).state_dict().items():
-            assert torch.allclose(value.double(), weights[name].double(), rtol=1e-3, atol=1e-4), (run.name, name)
+            assert torch.allclose(value.double(), weights[name].double(), rtol=1e-3, atol=1e-4), (
+                run.name,
+                name,
+            )
 
 
 def test_ranks_that_cannot_form_groups_are_refused(tmp_path: Path) -> None:
