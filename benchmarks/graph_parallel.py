@@ -24,7 +24,7 @@ from ocpgem.train.config import TrainConfig
 from ocpgem.train.step_cost import step_cost
 
 ROOT = Path(__file__).parents[1]
-MODELS = {"GemNet-XL": "s2ef/all/gemnet_XL.yml", "GemNet-OC-Large": "s2ef/all/gemnet_OC_large.yml"}
+MODELS = {"GemNet-XL": "s2ef/all/gemnet_xl.yml", "GemNet-OC-Large": "s2ef/all/gemnet_OC_large.yml"}
 SIZES = (1, 2, 4, 8)
 
 

@@ -42,6 +42,8 @@ CHANGEABLE = {
     "faults.max_skipped",
     "faults.hang_seconds",
     "data.eval_batch_size",
+    "parallel.zero_stage",
+    "parallel.graph",
 }
 """What may differ when a run is resumed, because nothing computed so far depends on it.
 

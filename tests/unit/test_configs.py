@@ -36,7 +36,7 @@ PUBLISHED = {  # spec: 6.1, 6.2, 6.3
     "oc22/s2ef/gemnet_dT*.yml": 31_671_808,
     "oc22/is2re/gemnet_T.yml": 23_176_448,
     "is2re/*/gemnet_T.yml": 23_176_448,
-    "s2ef/all/gemnet_XL.yml": 292_939_520,
+    "s2ef/all/gemnet_xl.yml": 292_939_520,
     "s2ef/2*/gemnet_OC.yml": 38_864_384,
     "s2ef/all/gemnet_OC.yml": 38_864_384,
     "s2ef/all/gemnet_OC_md.yml": 38_864_384,
