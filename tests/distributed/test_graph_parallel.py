@@ -15,6 +15,7 @@ from tests.distributed.states import train_records
 from tests.tiny_runs import ROOT, clean_environment, run_main, tiny_settings, write_settings, write_tiny_data
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.slow  # four ranks, every variant in groups of 2, 3 and 4
 def test_groups_of_ranks_give_the_outputs_and_gradients_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -30,7 +31,8 @@ def test_groups_of_ranks_give_the_outputs_and_gradients_of_one(
     assert any(value > 0 for value in found.values())  # it would be no test if both had taken one path
 
 
-@pytest.mark.slow  # four runs of real ranks
+@pytest.mark.timeout(900)
+@pytest.mark.slow  # five runs of real ranks
 def test_two_groups_of_two_train_as_four_ranks_and_checkpoints_move_between_layouts(tmp_path: Path) -> None:
     data, val = write_tiny_data(tmp_path)
     settings = tiny_settings(
