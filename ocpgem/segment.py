@@ -69,7 +69,7 @@ class _SegmentSum(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor, ptr: Tensor) -> Tensor:
         ctx.save_for_backward(ptr)
         ctx.n_rows = values.shape[0]
-        return _sum(values, ptr)
+        return _sum_as_one(values, ptr) if torch.compiler.is_compiling() else _sum(values, ptr)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -105,3 +105,14 @@ def _sum(values: Tensor, ptr: Tensor) -> Tensor:
         return torch.segment_reduce(values.contiguous(), "sum", offsets=ptr, axis=0, unsafe=True)
     sums = values.new_zeros((ptr.shape[0] - 1, *values.shape[1:]))
     return sums.index_add_(0, _segment_of_row(ptr, values.shape[0]), values)
+
+
+@torch.library.custom_op("ocpgem::segment_sum", mutates_args=())
+def _sum_as_one(values: Tensor, ptr: Tensor) -> Tensor:
+    """`_sum` as one operation that torch.compile does not look into, since it knows nothing of torch-scatter."""
+    return _sum(values, ptr)
+
+
+@_sum_as_one.register_fake
+def _(values: Tensor, ptr: Tensor) -> Tensor:
+    return values.new_empty((ptr.shape[0] - 1, *values.shape[1:]))

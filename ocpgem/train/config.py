@@ -289,6 +289,11 @@ class TrainConfig(Section):
         description="compute activations again for the gradient instead of keeping them: a fifth of their memory for a "
         "third more work with direct forces (little is saved with gradient forces)",
     )
+    compile: Literal["off", "blocks"] = Field(
+        "off",
+        description="blocks: torch.compile translates the interaction blocks (a minute or more at the start; direct "
+        "forces only, the same numbers up to rounding)",
+    )
     log_every_steps: int = Field(10, ge=1)
     histograms_every_steps: int | None = Field(
         None, ge=1, description="hand the distributions of the averaged weights to the loggers; null: never"
@@ -339,6 +344,25 @@ class TrainConfig(Section):
                 "it unstable); use bf16, which has the range of float32"
             )
         return value
+
+    @model_validator(mode="after")
+    def _compiles_only_what_can_be(self) -> "TrainConfig":
+        if self.compile == "off":
+            return self
+        if self.model.forces == "gradient":
+            raise ValueError(
+                "compile: blocks does not work with model.forces: gradient, which need a second derivative that "
+                "torch.compile does not have; use compile: off"
+            )
+        others = {
+            "activation_checkpointing: true": self.activation_checkpointing,
+            "parallel.zero_stage: 3": self.parallel.zero_stage == 3,
+            "parallel.graph above 1": self.parallel.graph > 1,
+        }
+        for other, is_on in others.items():
+            if is_on:
+                raise ValueError(f"compile: blocks does not work with {other}; turn one of them off")
+        return self
 
     @model_validator(mode="after")
     def _forces_are_trained_only_if_predicted(self) -> "TrainConfig":

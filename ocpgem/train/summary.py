@@ -4,6 +4,7 @@ import resource
 
 import torch
 
+from ocpgem.train.compiling import MOST_GRAPHS, n_graphs
 from ocpgem.train.parts import RunParts, TrainSummary
 from ocpgem.train.state import TrainState
 
@@ -24,6 +25,10 @@ def as_text(summary: TrainSummary, state: TrainState, parts: RunParts) -> str:
         f"time: {state.seconds / 3600:.3f} h on {state.world_size} rank(s), {state.drawn:,} systems drawn",
         f"memory: {peak_bytes(parts.device) / 1e9:.2f} GB at most (rank 0)",
     ]
+    if config.compile == "blocks":
+        lines.append(
+            f"torch.compile: {n_graphs()} graphs (at most {MOST_GRAPHS} of a block; later kinds run as they are)"
+        )
     if state.skipped:
         lines.append(f"steps left out because they were not finite: {state.skipped}")
     if state.best_metric is not None:

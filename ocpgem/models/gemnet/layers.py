@@ -85,7 +85,8 @@ class DenseChain(nn.Sequential):
         if not len(self):
             return x
         leading = isinstance(self[0], Dense)
-        if torch.is_grad_enabled() and self.twice_differentiated:
+        # torch.compile chooses itself what is kept, and cannot follow the other forms.
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.twice_differentiated):
             return plain_chain(x, self._weights(), leading)
         if torch.is_grad_enabled():
             return _Chain.apply(x, leading, *self._weights())
