@@ -21,7 +21,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from ocpgem.graph.neighbors import neighbor_search
-from ocpgem.graph.topology import concat, system_edges
+from ocpgem.graph.system_edges import system_edges
+from ocpgem.graph.topology import concat
 from ocpgem.models.gemnet.config import GemNetConfig
 
 RECORDED = Path(__file__).resolve().parent / "results" / "graph_costs.json"

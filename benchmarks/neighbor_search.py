@@ -33,7 +33,8 @@ from ase.neighborlist import neighbor_list
 
 import ocpgem
 from ocpgem.graph.neighbors import neighbor_search
-from ocpgem.graph.topology import GraphSpec, build_topology, system_edges
+from ocpgem.graph.system_edges import system_edges
+from ocpgem.graph.topology import GraphSpec, build_topology
 
 ROOT = Path(__file__).resolve().parents[1]
 OC20 = ROOT.parent / "shared" / "data" / "oc20" / "s2ef_train"

@@ -34,7 +34,8 @@ from ocpgem.data.lmdb_store import LmdbDataset, ShardWriter
 from ocpgem.data.loader import Recipe, TrainLoader, WorkerSettings
 from ocpgem.data.record import decode, encode
 from ocpgem.data.system import System
-from ocpgem.graph.topology import GraphSpec, concat, system_edges
+from ocpgem.graph.system_edges import system_edges
+from ocpgem.graph.topology import GraphSpec, concat
 
 RESULTS = Path(__file__).parent / "results"
 N_ATOMS, N_RECORDS, BATCH, REPETITIONS = 75, 20_000, 32, 7

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from ocpgem.data.system import System
 from ocpgem.errors import DataError
 from ocpgem.graph.edges import Edges, SymmetricEdges
-from ocpgem.graph.topology import SystemEdges
+from ocpgem.graph.system_edges import SystemEdges
 
 MAGIC = b"OGED"
 _HEADER = struct.Struct("<4sIIB3x")

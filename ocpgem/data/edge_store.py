@@ -19,7 +19,7 @@ import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -32,10 +32,7 @@ from ocpgem.data.workers import Counter, available_cores, check_workers, run_job
 from ocpgem.errors import DataError, RequestError
 from ocpgem.files import write_text
 from ocpgem.graph.spec import GraphSpec
-from ocpgem.graph.topology import SystemEdges, system_edges
-
-if TYPE_CHECKING:
-    pass
+from ocpgem.graph.system_edges import SystemEdges, system_edges
 
 FOLDER, DESCRIPTION, SIZES_FILE = "edges", "edges.json", "sizes.npy"
 FORMAT, VERSION = "ocpgem-edges", 1

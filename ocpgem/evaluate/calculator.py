@@ -28,7 +28,8 @@ from ocpgem.evaluate.open_model import (
     referenced_elements,
 )
 from ocpgem.graph.skin import DEFAULT_SKIN, SkinLists
-from ocpgem.graph.topology import Topology, concat, select_edges
+from ocpgem.graph.system_edges import select_edges
+from ocpgem.graph.topology import Topology, concat
 from ocpgem.models.potential import Potential
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ import torch
 
 from ocpgem.graph.edges import nearest_k
 from ocpgem.graph.neighbors import neighbor_search
-from ocpgem.graph.topology import EdgeSet, GraphSpec, Limit, Topology, build_topology
+from ocpgem.graph.spec import GraphSpec, Limit
+from ocpgem.graph.topology import EdgeSet, Topology, build_topology
 from tests.edge_lists import edge_rows, quadruplet_members, unique_rows
 from tests.parity.reference_cases import REFERENCE, ReferenceCase, needs_reference
 

@@ -16,7 +16,7 @@ from ocpgem.evaluate.relax.loop import Frame, Relaxation, Relaxed, RelaxSettings
 from ocpgem.evaluate.relax.optimizers import OPTIMIZERS, FireSettings, LbfgsSettings
 from ocpgem.evaluate.relax.surfaces import Member, PotentialSurface, Surface
 from ocpgem.evaluate.relax.trajectories import to_atoms
-from ocpgem.graph.topology import system_edges
+from ocpgem.graph.system_edges import system_edges
 
 if TYPE_CHECKING:
     from ase import Atoms

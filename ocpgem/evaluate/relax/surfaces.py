@@ -23,7 +23,8 @@ from ocpgem.evaluate.open_model import (
     referenced_elements,
 )
 from ocpgem.graph.skin import DEFAULT_SKIN, SkinList
-from ocpgem.graph.topology import SystemEdges, concat, select_edges
+from ocpgem.graph.system_edges import SystemEdges, select_edges
+from ocpgem.graph.topology import concat
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch

@@ -9,7 +9,8 @@ from ocpgem.data.dataset import InMemoryDataset
 from ocpgem.data.sizes import SIZES
 from ocpgem.data.system import system_from_atoms
 from ocpgem.errors import DataError
-from ocpgem.graph.topology import GraphSpec, system_edges
+from ocpgem.graph.system_edges import system_edges
+from ocpgem.graph.topology import GraphSpec
 
 
 def side_table(n_atoms, n_edges):

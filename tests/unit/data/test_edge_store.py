@@ -21,7 +21,8 @@ from ocpgem.data.lmdb_store import LmdbDataset, ShardWriter, finish_dataset, sha
 from ocpgem.data.loader import Recipe, TrainLoader, WorkerSettings
 from ocpgem.errors import DataError, RequestError
 from ocpgem.graph.spec import GraphSpec, Limit
-from ocpgem.graph.topology import SystemEdges, Topology, system_edges
+from ocpgem.graph.system_edges import SystemEdges, system_edges
+from ocpgem.graph.topology import Topology
 from tests.tiny_runs import random_systems, tiny_settings, write_settings
 
 GRAPHS = ("main", "atom_edge", "quadruplet", "atom_atom")

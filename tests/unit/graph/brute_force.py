@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ocpgem.graph.topology import GraphSpec, Limit
+from ocpgem.graph.spec import GraphSpec, Limit
 
 Edge = tuple[int, int, int, int, int]  # source, target, offset of the source
 REACH = 6

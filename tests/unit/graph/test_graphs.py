@@ -11,16 +11,15 @@ from ase.build import add_adsorbate, bulk, fcc111
 from ocpgem.data.transport import pack
 from ocpgem.errors import DataError, RequestError
 from ocpgem.graph import edges as edges_module
+from ocpgem.graph.spec import GraphSpec, Limit
+from ocpgem.graph.system_edges import system_edges
 from ocpgem.graph.topology import (
     EdgeSet,
-    GraphSpec,
-    Limit,
     SymmetricEdgeSet,
     Topology,
     TripletTable,
     build_topology,
     concat,
-    system_edges,
 )
 from tests.edge_lists import edge_rows, quadruplet_members, quadruplet_rows, unique_rows
 from tests.unit.graph.brute_force import BruteForce

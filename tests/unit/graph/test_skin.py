@@ -8,7 +8,8 @@ import pytest
 from ocpgem.errors import RequestError
 from ocpgem.graph.neighbors import neighbor_search
 from ocpgem.graph.skin import SkinList, SkinLists
-from ocpgem.graph.topology import GraphSpec, select_edges, system_edges
+from ocpgem.graph.system_edges import select_edges, system_edges
+from ocpgem.graph.topology import GraphSpec
 
 CELLS = {
     "slab": (np.array([[7.0, 0, 0], [3.5, 6.1, 0], [0, 0, 18.0]]), (True, True, True)),

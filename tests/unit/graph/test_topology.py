@@ -9,7 +9,8 @@ import torch
 from ase.build import add_adsorbate, bulk, fcc111
 
 from ocpgem.errors import DataError, RequestError
-from ocpgem.graph.topology import GraphSpec, Topology, build_topology, concat, system_edges
+from ocpgem.graph.system_edges import system_edges
+from ocpgem.graph.topology import GraphSpec, Topology, build_topology, concat
 
 SPEC = GraphSpec(cutoff=6.0, max_neighbors=20)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocpgem.graph.topology import EdgeSet, GraphSpec, Limit, Topology
+from ocpgem.graph.spec import GraphSpec, Limit
+from ocpgem.graph.topology import EdgeSet, Topology
 from ocpgem.models.gemnet.atom_paths import AtomAtomInteraction, mixed_angular_sum
 from ocpgem.models.gemnet.basis import scaled_harmonics
 from ocpgem.models.gemnet.config import AtomAtomConfig

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocpgem.graph.topology import GraphSpec, Limit, Topology, TripletTable
+from ocpgem.graph.spec import GraphSpec, Limit
+from ocpgem.graph.topology import Topology, TripletTable
 from ocpgem.models.gemnet import two_angles
 from ocpgem.models.gemnet.geometry import all_geometry, pad_by_middle
 from ocpgem.models.gemnet.two_angles import QuadrupletAngles, sum_inner, sum_outer

@@ -12,6 +12,7 @@ from ocpgem.errors import RequestError
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.estimate import GPUS, as_text, device_named, estimate
 from tests.tiny_runs import (
+    ROOT,
     clean_environment,
     command,
     listing,
@@ -66,7 +67,9 @@ def test_the_memory_is_that_of_the_run_within_15_percent(tmp_path: Path) -> None
         "print(found.total_bytes, found.memory['activations and gradients'])"
     )
     program = [sys.executable, "-c", code, str(config)]
-    done = subprocess.run(program, env=clean_environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        program, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     total, activations = map(int, done.stdout.split())
     assert activations > 0.3 * measured, "it would be no test if libraries were all"
