@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
 from multiprocessing.sharedctypes import Synchronized
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -83,7 +84,8 @@ def run_jobs(
             counter = Counter(shared, tick)
             return [work(job, counter) for job in jobs]
         with ProcessPoolExecutor(workers, context, _start_worker, (work, shared)) as pool:
-            futures = [pool.submit(_run_in_worker, job) for job in jobs]
+            with _interrupts_held_back():
+                futures = [pool.submit(_run_in_worker, job) for job in jobs]
             try:
                 _wait_for_all(futures, tick)
             except BaseException:
@@ -91,6 +93,19 @@ def run_jobs(
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
             return [future.result() for future in futures]
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Hold Ctrl-C back here, and for good in the processes that are started meanwhile.
+
+    A worker that is still importing when Ctrl-C reaches the whole terminal group would end with a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait_for_all(futures: list[Future[Any]], tick: Callable[[], None]) -> None:

@@ -173,6 +173,35 @@ def test_ethanol_is_converted_and_divided_by_two_commands(tmp_path, capsys):
     assert train[0].energy == pytest.approx(-4210, abs=2)
 
 
+def test_ctrl_c_while_the_workers_start_shows_no_traceback(archive, tmp_path):
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        ROOT / "main.py",
+        "data",
+        "convert",
+        archive(n_chunks=24, n_frames=600),
+        "--out",
+        out,
+    ]
+    with subprocess.Popen(
+        [*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        while "spawn_main" not in "".join(command_lines(process.pid)):
+            assert process.poll() is None
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+
+
+def command_lines(group: int) -> list[str]:
+    """The command lines of the processes of a group."""
+    words = ["ps", "-o", "args=", "-g", str(group), "--no-headers"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines()
+
+
 def test_ctrl_c_leaves_whole_shards_only(archive, tmp_path):
     raw, out = archive(n_chunks=24, n_frames=600), tmp_path / "out"
     command = [sys.executable, ROOT / "main.py", "data", "convert", raw, "--out", out, "--workers", "2"]
