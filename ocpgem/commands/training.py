@@ -71,7 +71,7 @@ def _dry_run(args: argparse.Namespace) -> int:
 
     if args.nproc < 1:
         raise RequestError(f"--nproc is {args.nproc}; it must be at least 1")
-    print(as_text(estimate(config, args.nproc, device_named(args.gpu))))
+    print(as_text(estimate(config, args.nproc, device_named(args.gpu), say=print)))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
@@ -24,6 +25,7 @@ from ocpgem.train.config import TrainConfig
 from ocpgem.train.datasets import edges_to_read, open_data_sets
 from ocpgem.train.engine import REDUCE_BUCKET, import_deepspeed
 from ocpgem.train.step_cost import StepCost, step_cost, validation_bytes
+from ocpgem.train.unusable import leave_out_unusable
 
 _PLANNED_STEPS = 300
 """Steps whose plans are looked through for the largest micro-batch."""
@@ -117,15 +119,21 @@ class Estimate:
         return self.steps_per_epoch * self.seconds_per_step / 3600 * self.world_size
 
 
-def estimate(config: TrainConfig, world_size: int = 1, device: Device | None = None) -> Estimate:
+def estimate(
+    config: TrainConfig,
+    world_size: int = 1,
+    device: Device | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Estimate:
     """Memory and time of a run of `config` on `world_size` ranks; None: on this machine's CPU.
 
     The data must be there: the largest micro-batch of the plan is looked for and its graph is built. Then the model
     makes one step on it with tensors that have no content (`step_cost`). Assumptions: float32 weights and AdamW;
     DeepSpeed's copies and buffers as measured with version 0.19.8; a GPU reaches `SHARE_OF_PEAK` and a CPU what a
-    product of matrices reaches just now; loader processes are left out. Raises what reading the data raises.
+    product of matrices reaches just now; loader processes are left out. Records that the run would skip are looked for as
+    the run does; `say` is told how many. Raises what reading the data raises.
     """
-    data = open_data_sets(config.data, edges_to_read(config))
+    data = leave_out_unusable(config, open_data_sets(config.data, edges_to_read(config)), None, say)
     train_set = data.training_set
     recipe = Recipe(train_set, config.model.graph_spec, config.model.n_elements)
     costs = Costs(edges=fit_edge_cost(train_set, recipe.graph))

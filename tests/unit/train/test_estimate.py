@@ -8,7 +8,7 @@ import pytest
 
 from ocpgem.config import load_config
 from ocpgem.data.lmdb_store import write_dataset
-from ocpgem.errors import RequestError
+from ocpgem.errors import DataError, RequestError
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.estimate import GPUS, as_text, device_named, estimate
 from tests.tiny_runs import (
@@ -111,6 +111,24 @@ def test_hours_follow_from_steps_ranks_and_the_device(data: Path) -> None:
     assert one.flops_per_step > 0
     assert "GPU hours" in as_text(one)
     assert "fits on A100-80GB" in as_text(one)
+
+
+def test_records_that_the_run_skips_are_not_estimated(tmp_path: Path) -> None:
+    systems = list(random_systems(24))
+    systems[3].forces = None
+    systems[7].energy = None
+    write_dataset(tmp_path / "train", systems)
+    usable = [system for index, system in enumerate(systems) if index not in (3, 7)]
+    write_dataset(tmp_path / "usable", usable)
+    said: list[str] = []
+    allowed = {"batch_size": 4, "skip": {"allow": True, "at_most": 0.5}}
+    config = tiny_config(tmp_path / "train", data=allowed)
+    found = estimate(config, 1, GPUS["A100-80GB"], said.append)
+    assert said == ["2 of 24 records of train cannot be used and are left out"]
+    assert found == estimate(tiny_config(tmp_path / "usable", data={"batch_size": 4}), 1, GPUS["A100-80GB"])
+    too_many = tiny_config(tmp_path / "train", data={"skip": {"allow": True, "at_most": 0.01}})
+    with pytest.raises(DataError, match=r"2 of 24 records .* more than data\.skip\.at_most allows"):
+        estimate(too_many, 1, GPUS["A100-80GB"])
 
 
 def test_an_unknown_gpu_is_named_with_those_that_are_known() -> None:
