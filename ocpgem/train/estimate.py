@@ -130,8 +130,8 @@ def estimate(
     The data must be there: the largest micro-batch of the plan is looked for and its graph is built. Then the model
     makes one step on it with tensors that have no content (`step_cost`). Assumptions: float32 weights and AdamW;
     DeepSpeed's copies and buffers as measured with version 0.19.8; a GPU reaches `SHARE_OF_PEAK` and a CPU what a
-    product of matrices reaches just now; loader processes are left out. Records that the run would skip are looked for as
-    the run does; `say` is told how many. Raises what reading the data raises.
+    product of matrices reaches just now; loader processes are left out. Records that the run would skip are looked
+    for as the run does; `say` is told how many. Raises what reading the data raises.
     """
     data = leave_out_unusable(config, open_data_sets(config.data, edges_to_read(config)), None, say)
     train_set = data.training_set

@@ -116,17 +116,32 @@ def test_evaluation_of_nothing_is_no_batches():
 
 
 @pytest.mark.parametrize("n_ranks", [8, 64, 512])
-def test_the_slowest_ranks_edges_are_within_5_per_cent_of_the_mean(n_ranks):
-    """On the sizes of OC20, with a budget of edges for about 8 systems a rank (benchmarks/balance.py)."""
+@pytest.mark.parametrize("systems_a_rank", [4, 8])
+def test_the_slowest_ranks_edges_are_within_5_per_cent_of_the_mean(n_ranks, systems_a_rank):
+    """On the sizes of OC20, with a budget of edges (benchmarks/balance.py), unless one system alone is more."""
     rows = oc20_sizes(20_000)
-    per_rank = 8 * rows["n_edges"].mean()
-    run = plan(rows, Budget(STORED_EDGES, int(n_ranks * per_rank)))
-    for step in first_steps(run, 1):
+    run = plan(rows, Budget(STORED_EDGES, int(n_ranks * systems_a_rank * rows["n_edges"].mean())))
+    for step in first_steps(run, 3):
         micro_batches = [run.share(step, rank, n_ranks).micro_batches for rank in (0, n_ranks - 1)]
         assert all(len(micros) == 1 for micros in micro_batches)
         edges = [rows["n_edges"][micro].sum() for (micro,) in micro_batches]
         everyone = [
             rows["n_edges"][step.systems[items]].sum() for items in balance(step.rows["n_edges"], n_ranks)
         ]
-        assert max(everyone) < 1.05 * np.mean(everyone)
+        largest = step.rows["n_edges"].max()
+        assert max(everyone) <= max(largest, 1.05 * np.mean(everyone))
         assert set(edges) <= set(everyone)
+
+
+def test_few_items_are_divided_as_evenly_as_can_be():
+    """A swap of two items cannot; giving two for one can."""
+    cost = np.array([6, 19, 7, 9, 7, 10])
+    bins = balance(cost, 2)
+    assert sorted(int(cost[items].sum()) for items in bins) == [29, 29]
+    assert sorted(item for items in bins for item in items) == list(range(6))
+
+
+def test_a_system_that_is_nearly_a_ranks_share_may_be_alone():
+    """Together with the smallest of the others it would be 30 % more than the mean."""
+    cost = np.array([100, *[35] * 9])
+    assert [0] in balance(cost, 4)
