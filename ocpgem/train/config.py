@@ -100,7 +100,7 @@ class ScaleFactorSection(Section):
     """How the scale factors of the activations are fitted before the first step."""
 
     batches: int = Field(4, ge=1, le=1000, description="batches each factor is fitted on")
-    file: str | None = Field(None, description="factors written by fit-scales, instead of fitting")
+    file: str | None = Field(None, description="factors of fit-scales or a released file, instead of fitting")
 
 
 class LossSection(Section):

@@ -151,7 +151,7 @@ class _Translation:
             self.note(
                 "model.scale_file",
                 "is not read; the factors are fitted before the first step, unless scale_factors.file names some that "
-                "fit-scales has written",
+                "the released code or fit-scales has written",
             )
         graph = [f"model.{name}" for name in ("otf_graph", "use_pbc", "use_pbc_single") if name in kwargs]
         if graph:

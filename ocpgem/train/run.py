@@ -18,7 +18,7 @@ from ocpgem.checkpoint import load_potential
 from ocpgem.data.cost import SYSTEMS, Batching, Budget, fit_edge_cost
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.loader import Recipe, TrainLoader, WorkerSettings
-from ocpgem.errors import ConfigError, OcpgemError, TrainingError
+from ocpgem.errors import OcpgemError, TrainingError
 from ocpgem.evaluate.predict import Effort
 from ocpgem.files import write_text
 from ocpgem.models.potential import Normalization, Potential, n_parameters
@@ -42,7 +42,8 @@ from ocpgem.train.parameters import treatments
 from ocpgem.train.parts import RunParts, TrainSummary
 from ocpgem.train.random_state import seed_all
 from ocpgem.train.run_directory import RunDirectory
-from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors, scale_factors
+from ocpgem.train.scale_file import apply_factors, read_scale_factors
+from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors
 from ocpgem.train.schedule import Plateau
 from ocpgem.train.start import start_factors, start_weights
 from ocpgem.train.state import Checkpoints
@@ -236,7 +237,9 @@ def _fit(
     """What is fitted on rank 0 alone."""
     potential = Potential(config.model, normalization)
     if config.scale_factors.file is not None:
-        factors = read_scale_factors(Path(config.scale_factors.file))
+        factors, remarks = read_scale_factors(Path(config.scale_factors.file), config.model)
+        for remark in remarks:
+            _say(console, remark)
         apply_factors(potential, factors, f"scale_factors.file: {config.scale_factors.file}")
     elif config.start_from is not None:
         factors = start_factors(potential, config.start_from)
@@ -289,30 +292,6 @@ def fit_scales(
         fitted = fit_scale_factors(potential, batches, show)
     console.print(f"{len(fitted)} scale factors fitted on {len(batches)} batches", highlight=False)
     return fitted
-
-
-def read_scale_factors(file: Path) -> dict[str, float]:
-    """The factors that `fit-scales` wrote. Raises ConfigError for a file that does not hold them."""
-    try:
-        content = json.loads(file.read_text())
-        return {str(name): float(value) for name, value in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ConfigError(
-            f"scale_factors.file: {file} cannot be read as a map of names to factors: {error}"
-        ) from error
-
-
-def apply_factors(potential: Potential, values: dict[str, float], origin: str) -> None:
-    """Set every scale factor of `potential`; raises ConfigError unless `values` names exactly those."""
-    factors = scale_factors(potential)
-    missing, unknown = sorted(set(factors) - set(values)), sorted(set(values) - set(factors))
-    if missing or unknown:
-        raise ConfigError(
-            f"{origin} does not fit the model: factors missing {missing or 'none'}, unknown {unknown or 'none'}; "
-            "fit them again with fit-scales"
-        )
-    for name, scale in factors.items():
-        scale.set(values[name])
 
 
 def _retention(section: CheckpointSection) -> Retention:

@@ -116,6 +116,10 @@ class KeyMap:
         """The released module names of the scale factors, without ".scale_factor"."""
         return [scale.released.removesuffix(SCALE_SUFFIX) for scale in self._scales]
 
+    def our_scale(self, name: str) -> str:
+        """Our module for the released scale factor `name`."""
+        return next(scale.ours for scale in self._scales if scale.released == name + SCALE_SUFFIX)
+
     def is_unfitted(self, name: str, value: Tensor) -> bool:
         """Whether `value` says that the released scale factor `name` was never fitted."""
         scale = next(scale for scale in self._scales if scale.released == name + SCALE_SUFFIX)

@@ -23,20 +23,25 @@ _OLD_NAME = re.compile(
 _PREFIXES = ("module.", "_orig_mod.", "backbone.")
 
 
-def read_scale_file(path: Path) -> dict[str, Any]:
-    """Released name -> value, from a .json or .pt file; raises RequestError, CheckpointError."""
-    if path.suffix != ".json":
-        scales = load_values(path)
-    else:
-        try:
-            scales = json.loads(path.read_text())
-        except FileNotFoundError as error:
-            raise RequestError(f"{path}: there is no such file") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise RequestError(f"{path} cannot be read as scale factors: {one_line(error)}") from error
+def read_scale_file(path: Path, otherwise_json: bool = False) -> dict[str, Any]:
+    """Released name -> value, from a .json or .pt file; raises RequestError, CheckpointError.
+
+    otherwise_json: a file with any other ending is JSON as well, not one of torch's.
+    """
+    is_json = path.suffix not in (".pt", ".pth") if otherwise_json else path.suffix == ".json"
+    scales = _json(path) if is_json else load_values(path)
     if not isinstance(scales, Mapping):
         raise RequestError(f"{path} should hold scale factors as a dictionary of names and numbers")
     return dict(scales)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RequestError(f"{path}: there is no such file") from error
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read as scale factors: {one_line(error)}") from error
 
 
 def fill_scales(
@@ -72,6 +77,14 @@ def fill_scales(
     if unfitted:
         notes.append(f"scale factors: {len(unfitted)} are not fitted and act as 1")
     return notes
+
+
+def ours_of_released(
+    scales: Mapping[str, Any], keys: KeyMap, place: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Our module name -> value, and released names of what the model lacks; raises CheckpointError as `fill_scales`."""
+    found, foreign = _by_module_name(scales, keys.scale_names, place)
+    return {keys.our_scale(name): value for name, value in found.items()}, foreign
 
 
 def leave_unfitted(state: dict[str, Tensor], keys: KeyMap) -> list[str]:
