@@ -1,6 +1,6 @@
 """Run by test_graph_parallel.py: whole runs in several layouts of ranks, in processes forked from one that has torch.
 
-Each argument after the configuration is a call: the folder of the run, the number of ranks and overrides.
+Each argument after the folder is the words of a command.
 """
 
 import sys
@@ -12,12 +12,10 @@ PATIENCE = 250.0
 
 
 def main() -> None:
-    config, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    folder = Path(sys.argv[1])
     forked.preload()
-    for number, call in enumerate(sys.argv[3:]):
-        name, nproc, *overrides = call.split()
-        words = ["train", config, *overrides, "--run-dir", folder / name, "--nproc", nproc]
-        run = forked.start(words, folder / f"said-{number}")
+    for number, call in enumerate(sys.argv[2:]):
+        run = forked.start(call.split(), folder / f"said-{number}")
         code = run.finish(PATIENCE)
         said = run.err.read_text()
         assert code == 0, (call, said, run.out.read_text())
