@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ocpgem.config import dump_config, parse_config
-from ocpgem.errors import CheckpointError, RequestError, one_line
+from ocpgem.errors import CheckpointError, RequestError
 from ocpgem.files import written_whole
 from ocpgem.models.gemnet.config import GemNetConfig
+from ocpgem.models.import_weights.safe_load import why_not_read
 from ocpgem.models.potential import Normalization, Potential
 
 MODEL_FILE = "model.pt"
@@ -98,7 +99,7 @@ def read_model_file(file: Path) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"):  # of foreign files, which end in an error anyway
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise CheckpointError(f"{file} cannot be read as a model file: {one_line(error)}") from error
+        raise CheckpointError(f"{file} {why_not_read(error, 'model file')}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{file} is not a model file of ocpgem")
     if content.get("version") != _VERSION:

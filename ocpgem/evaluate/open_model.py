@@ -148,6 +148,8 @@ def _load_path(path: Path) -> Potential:
     try:
         return import_released(path).potential
     except OcpgemError as error:
+        if str(error) == str(own):
+            raise own from None
         raise type(error)(f"{own}; read as a released checkpoint: {error}") from None
 
 

@@ -100,6 +100,8 @@ def _prepared(
     require_groups(config.parallel.graph, group.world_size())
     data = open_data_sets(config.data, edges_to_read(config))
     check_parameters(config)
+    if config.scale_factors.file is not None:  # before hours go into the normalisation
+        read_scale_factors(Path(config.scale_factors.file), config.model)
     set_precision(config, device)
     run = RunDirectory(run_path)
     checkpoints = Checkpoints(run.checkpoints, _retention(config.checkpoint))

@@ -11,6 +11,7 @@ import torch
 
 from ocpgem.checkpoint import MODEL_FILE, model_content
 from ocpgem.errors import CheckpointError, one_line
+from ocpgem.models.import_weights.safe_load import why_not_read
 from ocpgem.parallel import group
 from ocpgem.train.checkpoint_files import CheckpointFolder, Retention, verify
 from ocpgem.train.ema import ExponentialMovingAverage
@@ -176,7 +177,7 @@ def _read(folder: Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        raise CheckpointError(f"{STATE_FILE} cannot be read ({one_line(error)})") from error
+        raise CheckpointError(f"{STATE_FILE} {why_not_read(error, 'checkpoint')}") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{STATE_FILE} does not hold the state of a run")
     if content.get("version") != _VERSION:

@@ -81,13 +81,17 @@ _REASON = re.compile(r"WeightsUnpickler error:\s*(.+)")
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    """Why `path` was not read, without torch's advice to read it in the way that runs what it says."""
+    return f"{path} {why_not_read(error, 'torch file')}"
+
+
+def why_not_read(error: Exception, kind: str) -> str:
+    """Why torch did not read a file, without its advice to read it in the way that runs what it says."""
     said = str(error)
     asked = _ASKED.search(said)
     if asked is not None:
         return (
-            f"{path} is refused and nothing in it was run: it asks for {asked.group(1) or asked.group(2)}, "
+            f"is refused and nothing in it was run: it asks for {asked.group(1) or asked.group(2)}, "
             "but only tensors and plain values are read"
         )
     reason = _REASON.search(said)
-    return f"{path} cannot be read as a torch file: {reason.group(1).strip() if reason else one_line(error)}"
+    return f"cannot be read as a {kind}: {reason.group(1).strip() if reason else one_line(error)}"
