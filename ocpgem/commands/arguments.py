@@ -86,6 +86,8 @@ def not_negative(text: str) -> int:
 
 
 def require_parent(path: Path) -> None:
-    """Refuse a path to write whose folder does not exist."""
+    """Refuse a path to write that is a folder, or whose folder does not exist."""
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder; name the file to write")
     if not path.parent.is_dir():
         raise RequestError(f"{path.parent} is not a folder, so {path.name} cannot be written there")

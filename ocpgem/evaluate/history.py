@@ -51,7 +51,8 @@ def read_history(run_dir: Path) -> History:
     """
     path = run_dir / "metrics.jsonl"
     if not run_dir.is_dir():
-        raise RequestError(f"{run_dir} does not exist; give the folder of a run")
+        what = "is a file" if run_dir.is_file() else "does not exist"
+        raise RequestError(f"{run_dir} {what}; give the folder of a run")
     if not path.is_file():
         raise RequestError(f"{run_dir} has no metrics.jsonl, so it is not the folder of a run that has begun")
     train: dict[int, Record] = {}

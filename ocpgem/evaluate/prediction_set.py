@@ -21,6 +21,7 @@ import json
 import logging
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,10 @@ Array = NDArray[Any]
 DialectName = Literal["raw", "ocp", "hub"]
 
 ATOM_KEYS = ("forces", "fixed", "atomic_numbers", "forces_true", "pos", "pos_true", "tags", "forces_spread")
+_ROW_SHAPES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("forces", "forces_true", "pos", "pos_true", "pbc"), (3,)),
+    "cell": (3, 3),
+}
 _RAW_REQUIRED = ("sid", "fid", "natoms", "energy", "fixed", "atomic_numbers")
 _LOSS_SHARE = 0.1  # of the energy threshold that a cast may lose before it is worth a warning
 _log = logging.getLogger(__name__)
@@ -244,21 +249,37 @@ def read_raw(path: Path) -> PredictionSet:
     """The content of a `raw` prediction file; raises DataError for any other or a damaged one."""
     names = [field.name for field in dataclasses.fields(PredictionSet)]
     try:
-        with np.load(path, allow_pickle=False) as file:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} holds a single array; a prediction file is an npz file")
+        with loaded as file:
             missing = [name for name in _RAW_REQUIRED if name not in file]
             if missing:
                 raise OtherDialectError(
                     f"{path} has no {', '.join(missing)}, so it is not a prediction file of the raw dialect"
                 )
             columns = {name: file[name] for name in names if name in file}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as a prediction file: {error}") from error
-    n_systems, n_atoms = len(columns["sid"]), int(columns["natoms"].sum())
-    for name, value in columns.items():
-        expected = n_atoms if name in ATOM_KEYS else n_systems
-        if len(value) != expected:
-            raise DataError(f"{path}: {name} has {len(value)} rows where {expected} are expected")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read as a prediction file: {error.strerror or error}") from error
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise DataError(
+            f"{path} cannot be read as a prediction file, it is cut off, damaged or of another kind: {error}"
+        ) from error
+    _check_shapes(columns, path)
     return PredictionSet(**columns)
+
+
+def _check_shapes(columns: dict[str, Array], path: Path) -> None:
+    """Raise DataError unless every array has a row for each system or atom, of the length that it should have."""
+    natoms = columns["natoms"]
+    if natoms.ndim != 1 or natoms.dtype.kind not in "iu" or (natoms < 1).any():
+        raise DataError(f"{path}: natoms should hold the number of atoms of each system, at least 1")
+    n_systems, n_atoms = len(natoms), int(natoms.sum())
+    for name, value in columns.items():
+        rows = n_atoms if name in ATOM_KEYS else n_systems
+        shape = (rows, *_ROW_SHAPES.get(name, ()))
+        if value.shape != shape:
+            raise DataError(f"{path}: {name} has shape {list(value.shape)} where {list(shape)} is expected")
 
 
 def _leaderboard_columns(predictions: PredictionSet, dialect: Dialect) -> dict[str, Array]:

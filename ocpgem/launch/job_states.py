@@ -97,18 +97,31 @@ class Progress:
 def jobs_of_run(run_dir: Path) -> list[Job]:
     """The jobs of a run directory in the order of their submission. Raises RequestError where it never had one."""
     if not run_dir.is_dir():
-        raise RequestError(f"{run_dir} does not exist; give the folder of a run")
+        what = "is a file" if run_dir.is_file() else "does not exist"
+        raise RequestError(f"{run_dir} {what}; give the folder of a run")
     found = []
     for folder in sorted(each for each in (run_dir / JOBS).glob("*") if each.name.isdecimal()):
         link = folder / LINK_FILE
         if link.is_file():
-            place = json.loads(link.read_text())
-            found.append(Job(read_submission(Path(place["folder"])), place["index"]))
+            found.append(_linked(link))
         elif folder in folders(run_dir):
             found += jobs_of_folder(folder)
     if not found:
         raise RequestError(f"{run_dir} has no jobs: nothing was submitted for it")
     return found
+
+
+def _linked(link: Path) -> Job:
+    """The element of a sweep that a run directory belongs to."""
+    try:
+        place = json.loads(link.read_text())
+        folder, index = Path(place["folder"]), int(place["index"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise RequestError(f"{link} is not what submit writes: {error}") from None
+    submission = read_submission(folder)
+    if index not in range(len(submission.elements)):
+        raise RequestError(f"{link} names element {index} of {folder}, which has {len(submission.elements)}")
+    return Job(submission, index)
 
 
 def jobs_of_folder(folder: Path) -> list[Job]:

@@ -28,9 +28,10 @@ class Findings:
 def read_submission(path: Path) -> Columns:
     """All arrays of a file. Raises DataError where it is cut off, damaged, or holds objects instead of numbers."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} holds a single array; a submission is an npz file")
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} holds a single array; a submission is an npz file")
+        with loaded as file:
             return dict(file)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
