@@ -211,6 +211,7 @@ start_database() {
 start_controller() { slurmctld -f "$SLURM_CONF" >>"$here/log/slurmctld.out" 2>&1; }
 
 start() {
+  local began=$EPOCHREALTIME
   have_all || fail "SLURM is not installed; run: $0 install"
   [ "$(id -u)" = 0 ] || fail "starting the cluster needs root"
   [ ${#here} -le 70 ] || fail "CLUSTER_DIR=$here is too long for the sockets in it (at most 70 characters)"
@@ -227,7 +228,8 @@ start() {
     sleep 0.05
   done
   [ "$(timeout 5 sinfo -h -N -p main -t idle -o %N | wc -l)" = "$nodes" ] || fail "the nodes did not come up; see $here/log"
-  echo "$nodes nodes are ready; to use them: export SLURM_CONF=$here/slurm.conf"
+  local seconds; seconds=$(LC_ALL=C printf '%s %s' "$began" "$EPOCHREALTIME" | awk '{printf "%.1f", $2 - $1}')
+  echo "$nodes nodes are ready after $seconds s; to use them: export SLURM_CONF=$here/slurm.conf"
 }
 
 stop_daemon() {
