@@ -76,7 +76,7 @@ def load_values(path: Path) -> Any:
             raise CheckpointError(_refusal(path, error)) from error
 
 
-_ASKED = re.compile(r"GLOBAL (\S+)|unrecognized function (<.*>)")
+_ASKED = re.compile(r"GLOBAL ([A-Za-z_][\w.]*) (?:was|whose)|unrecognized function (<.*>)")
 _REASON = re.compile(r"WeightsUnpickler error:\s*(.+)")
 
 
@@ -93,5 +93,7 @@ def why_not_read(error: Exception, kind: str) -> str:
             f"is refused and nothing in it was run: it asks for {asked.group(1) or asked.group(2)}, "
             "but only tensors and plain values are read"
         )
+    if "GLOBAL" in said:  # text can look like a pickle that asks for a name, but no class is called so
+        return f"cannot be read as a {kind}: it is neither an archive nor a pickle"
     reason = _REASON.search(said)
     return f"cannot be read as a {kind}: {reason.group(1).strip() if reason else one_line(error)}"
