@@ -1,6 +1,7 @@
 """The interaction block and the pieces it shares with the output heads (GemNet, fig. 2)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,14 @@ from ocpgem.models.gemnet.layers import (
 )
 from ocpgem.models.gemnet.quadruplets import QuadrupletInteraction
 from ocpgem.models.gemnet.triplets import TripletInteraction
+
+Call = Callable[..., Any]
+"""Calls the first argument with the others."""
+
+
+def call_directly(part: Callable[..., Any], *args: Any) -> Any:
+    """part(*args)."""
+    return part(*args)
 
 
 class AtomEmbedding(nn.Module):
@@ -113,39 +122,42 @@ class InteractionBlock(nn.Module):
         self.edge_update = EdgeEmbedding(config.atom_dim, edge_dim, edge_dim)
         self.after_edge_update = residual_stack(edge_dim, layers.concat)
 
-    def forward(self, h: Tensor, m: Tensor, basis: Basis, topology: Topology) -> tuple[Tensor, Tensor]:
-        """h [n_atoms, atom_dim], m [n_edges, edge_dim] -> the same, updated."""
-        x, h = self.interact(h, m, basis, topology)
-        return self.update(x, h, m, basis, topology.main)
-
-    def interact(self, h: Tensor, m: Tensor, basis: Basis, topology: Topology) -> tuple[Tensor, Tensor]:
-        """What all interactions say to the edges, [n_edges, edge_dim], and the atoms after theirs, as `h`."""
-        x = combine(*self._edge_terms(h, m, basis, topology))
-        return x, self.atom_layers(combine(*self._atom_terms(h, m, basis, topology)))
-
-    def update(
-        self, x: Tensor, h: Tensor, m: Tensor, basis: Basis, edges: SymmetricEdgeSet
+    def forward(
+        self, h: Tensor, m: Tensor, basis: Basis, topology: Topology, call: Call = call_directly
     ) -> tuple[Tensor, Tensor]:
-        """The embeddings h and m after the block, from what `interact` gave and the edges `m` before it."""
-        m = self.after_skip(skip(m, self.before_skip(x)))
-        h = skip(h, self.to_atoms(m, basis.radial_atom, edges))
-        m = skip(m, self.after_edge_update(self.edge_update(h, m, edges)))
-        return h, m
+        """h [n_atoms, atom_dim], m [n_edges, edge_dim] -> the same, updated.
 
-    def _edge_terms(self, h: Tensor, m: Tensor, basis: Basis, topology: Topology) -> list[Tensor]:
-        terms = [self.dense(m), self.triplets(m, basis.triplets, basis.harmonics, topology.main)]
+        call: how each part is called; what is computed between the parts keeps nothing for the gradient.
+        """
+        x = combine(*self._edge_terms(h, m, basis, topology, call))
+        h = call(self._interact_atoms, h, m, basis, topology)
+        return call(self._update, x, h, m, basis, topology.main)
+
+    def _edge_terms(self, h: Tensor, m: Tensor, basis: Basis, topology: Topology, call: Call) -> list[Tensor]:
+        edges = topology.main
+        terms = [call(self.dense, m), call(self.triplets, m, basis.triplets, basis.harmonics, edges)]
         if self.quadruplets is not None:
-            terms.append(self.quadruplets(m, basis.quadruplets, topology))
+            terms.append(call(self.quadruplets, m, basis.quadruplets, topology))
         if self.atom_to_edge is not None:
             harmonics, readers = basis.atom_edge_harmonics, basis.harmonics
-            terms.append(self.atom_to_edge(h, basis.atom_to_edge, harmonics, readers, topology))
+            terms.append(call(self.atom_to_edge, h, basis.atom_to_edge, harmonics, readers, topology))
         return terms
 
-    def _atom_terms(self, h: Tensor, m: Tensor, basis: Basis, topology: Topology) -> list[Tensor]:
+    def _interact_atoms(self, h: Tensor, m: Tensor, basis: Basis, topology: Topology) -> Tensor:
+        """The atoms [n_atoms, atom_dim] after all interactions with them."""
         terms = [h]
         if self.edge_to_atom is not None:
             harmonics, readers = basis.harmonics, basis.atom_edge_harmonics
             terms.append(self.edge_to_atom(m, basis.edge_to_atom, harmonics, readers, topology))
         if self.atom_atom is not None:
             terms.append(self.atom_atom(h, basis.atom_atom, topology.atom_atom))
-        return terms
+        return self.atom_layers(combine(*terms))
+
+    def _update(
+        self, x: Tensor, h: Tensor, m: Tensor, basis: Basis, edges: SymmetricEdgeSet
+    ) -> tuple[Tensor, Tensor]:
+        """The embeddings h and m after the block, from what the interactions gave and the edges `m` before it."""
+        m = self.after_skip(skip(m, self.before_skip(x)))
+        h = skip(h, self.to_atoms(m, basis.radial_atom, edges))
+        m = skip(m, self.after_edge_update(self.edge_update(h, m, edges)))
+        return h, m

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ocpgem.graph.topology import Topology
-from ocpgem.models.gemnet.bases import Bases, Basis
-from ocpgem.models.gemnet.blocks import AtomEmbedding, EdgeEmbedding, InteractionBlock
+from ocpgem.models.gemnet.bases import Bases
+from ocpgem.models.gemnet.blocks import AtomEmbedding, EdgeEmbedding, InteractionBlock, call_directly
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.edge_ops import reverse, sum_to_target
 from ocpgem.models.gemnet.element_pairs import ElementPairs
@@ -38,7 +38,7 @@ class Structures:
 class GemNet(nn.Module):
     """Structures and their topology -> energy and forces in the model's own (normalised) units.
 
-    checkpoint_activations: in training mode, keep only what goes into the halves of each block and into each head, and
+    checkpoint_activations: in training mode, keep only what goes into the parts of each block and into each head, and
     compute what lies within again for the gradient: less memory for about a third more work, the same numbers.
     """
 
@@ -99,9 +99,12 @@ class GemNet(nn.Module):
         h = self.atom_embedding(shard(structures.atomic_numbers, part), hidden)
         m = self.edge_embedding(h, radial, edges)
         of_atoms, of_edges = [], []
+        call = (
+            self._call if self.checkpoint_activations else call_directly
+        )  # which torch.compile sees through
         for index, branch in enumerate(self.energy_branches):
             if index > 0:
-                h, m = self._block(index - 1, h, m, basis, topology)
+                h, m = self.blocks[index - 1](h, m, basis, topology, call)
             of_atoms.append(self._call(branch, h, m, basis, edges))
             if self.config.has_direct_forces:
                 of_edges.append(self._call(self.force_branches[index], m, basis, branch))
@@ -115,15 +118,6 @@ class GemNet(nn.Module):
         if self.element_pairs is not None:
             forces = forces * self.element_pairs.share_known(structures.atomic_numbers, edges)
         return atom_energy, forces
-
-    def _block(
-        self, number: int, h: Tensor, m: Tensor, basis: Basis, topology: Topology
-    ) -> tuple[Tensor, Tensor]:
-        block: Any = self.blocks[number]
-        if not self.checkpoint_activations:
-            return block(h, m, basis, topology)
-        x, h = self._call(block.interact, h, m, basis, topology)
-        return self._call(block.update, x, h, m, basis, topology.main)
 
     def _call(self, part: Callable[..., Any], *args: Any) -> Any:
         """part(*args), of which only the arguments are kept for the gradient where activations are checkpointed.

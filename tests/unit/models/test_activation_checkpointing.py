@@ -54,7 +54,7 @@ def test_numbers_are_unchanged(variant: str, in_bf16: bool) -> None:
 
 @pytest.mark.slow  # thousands of operations on tensors without content, two passes of two published models
 @pytest.mark.parametrize("variant", ["gemnet_dT", "gemnet_OC"])
-def test_memory_falls_to_less_than_a_third_at_published_sizes(variant: str) -> None:
+def test_memory_falls_to_less_than_a_quarter_at_published_sizes(variant: str) -> None:
     # Tensors that have sizes and no content: the published model, at no cost in memory.
     rng = np.random.default_rng(0)
     systems = [random_system(rng, sid) for sid in range(24)]
@@ -75,7 +75,7 @@ def test_memory_falls_to_less_than_a_third_at_published_sizes(variant: str) -> N
             peak.append(memory.peak)
             del loss
     assert kept[0] > 8 * kept[1]
-    assert peak[0] > 3.5 * peak[1]
+    assert peak[0] > 4 * peak[1]
 
 
 def test_live_memory_sees_what_lives_and_not_what_has_gone() -> None:
