@@ -4,13 +4,16 @@
 
 Writes speed.json (with machine, versions and commit), speed.md and speed_scaling.svg. Every model is measured in a
 process of its own, so that its peak memory is its own. --plain adds dense chains as autograd would keep them, to
-compare in the same run. --quick: one small system, one repetition, a few points, to see that everything runs.
+compare in the same run. --fairchem PYTHON runs the released models, too, with the same weights on the same systems, in
+a Python that can import torch, PyG and (pip install --no-deps) fairchem-core==1.10.0 and torch-sparse. --quick: one
+small system, one repetition, a few points, to see that everything runs.
 """
 
 import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -33,11 +36,25 @@ COLUMNS = {
     "kernels_forward": "kernels forward", "kernels_backward": "kernels backward", "waits": "waits",
 }  # fmt: skip
 
+RELEASED = {
+    "released_forward_s": "its forward s", "released_forward_over_ours": "its / our forward",
+    "released_step_s": "its step s", "released_step_over_ours": "its / our step",
+    "released_peak_process_gb": "its peak GB, process", "released_energy_relative_difference": "energies differ by",
+    "released_forces_relative_difference": "forces differ by",
+}  # fmt: skip
+
 
 def main() -> None:
     arguments = _arguments()
     if arguments.one is not None:
-        found = of_model(arguments.one, arguments.sizes, arguments.device, arguments.repeats, arguments.plain)
+        found = of_model(
+            arguments.one,
+            arguments.sizes,
+            arguments.device,
+            arguments.repeats,
+            arguments.plain,
+            arguments.fairchem,
+        )
         print(json.dumps(found))
         return
     result: dict[str, Any] = {"machine": machine(arguments.device), "models": {}}
@@ -62,6 +79,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--fairchem", metavar="PYTHON", help="a Python that has fairchem-core==1.10.0")
     parser.add_argument("--models", default="", help=f"of {', '.join(MODELS)}; default: all")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="atoms of the slabs of a step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -88,6 +106,7 @@ def in_own_process(name: str, plain: bool, arguments: argparse.Namespace) -> dic
     command = [
         sys.executable, __file__, "--one", name, "--sizes", ",".join(map(str, arguments.sizes)),
         "--device", arguments.device, "--repeats", str(arguments.repeats), *(["--plain"] if plain else []),
+        *(["--fairchem", arguments.fairchem] if arguments.fairchem and not plain else []),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -98,6 +117,7 @@ def in_own_process(name: str, plain: bool, arguments: argparse.Namespace) -> dic
 
 def machine(device: str) -> dict[str, Any]:
     return {
+        "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -114,7 +134,7 @@ def as_table(result: dict[str, Any]) -> str:
     lines = [
         "# Speed and memory at published sizes",
         "",
-        f"`python benchmarks/run.py`; {facts['machine']}, {facts['threads']} of {facts['cores']} cores, "
+        f"`{facts['command']}`; {facts['machine']}, {facts['threads']} of {facts['cores']} cores, "
         f"device {facts['device']}, load {facts['load']:.1f}, torch {facts['torch']}, "
         f"commit {facts['commit']}. Floor: the dense products of a step at the speed of a [15000, 512] x [512, 512] "
         "product in the same process.",
@@ -123,15 +143,26 @@ def as_table(result: dict[str, Any]) -> str:
         "|---" * (len(COLUMNS) + 1) + "|",
     ]
     for name, found in result["models"].items():
-        values = [found[key] for key in COLUMNS]
-        shown = [f"{value:,}" if isinstance(value, int) else f"{value:.2f}" for value in values]
+        shown = [_cell(found.get(key)) for key in COLUMNS]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    released = {name: found for name, found in result["models"].items() if "released_step_s" in found}
+    if released:
+        lines += ["", "| beside fairchem-core 1.10.0 | " + " | ".join(RELEASED.values()) + " |"]
+        lines.append("|---" * (len(RELEASED) + 1) + "|")
+        for name, found in released.items():
+            lines.append(f"| {name} | " + " | ".join(f"{found[key]:.3g}" for key in RELEASED) + " |")
     lines += ["", "| part | seconds |", "|---|---|"]
     parts = result["graphs_16_systems"] | result["start_up"]
     lines += [
         f"| {name.removesuffix('_s').replace('_', ' ')} | {value:.3f} |" for name, value in parts.items()
     ]
     return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None) -> str:
+    if value is None:  # not counted
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
 
 def draw(scaling: dict[str, list[dict[str, float]]], file: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed.costs import MODELS, operations, systems_of, train_config
+from benchmarks.speed.released import compare
 from benchmarks.speed.structures import prepared, slabs
 from ocpgem.graph.neighbors import neighbor_search
 from ocpgem.models.gemnet.config import GemNetConfig
@@ -43,8 +44,13 @@ def product_rate(device: str, repeats: int = 5) -> float:
     return 2 * 15000 * 512 * 512 / seconds(lambda: left @ right, repeats)
 
 
-def of_model(name: str, sizes: tuple[int, ...], device: str, repeats: int, plain: bool) -> dict[str, Any]:
-    """Forward, training step and memory of one of `MODELS`; plain: dense chains as autograd would keep them."""
+def of_model(
+    name: str, sizes: tuple[int, ...], device: str, repeats: int, plain: bool, fairchem: str | None
+) -> dict[str, Any]:
+    """Forward, training step and memory of one of `MODELS`, beside the released code where there is one.
+
+    plain: dense chains as autograd would keep them. fairchem: a Python that has fairchem-core.
+    """
     config = train_config(MODELS[name])
     batch, topology = prepared(systems_of(name, sizes), config.model.graph_spec)
     counted = step_cost(config, batch, topology, Normalization())
@@ -78,14 +84,20 @@ def of_model(name: str, sizes: tuple[int, ...], device: str, repeats: int, plain
         "step_s": seconds(step, repeats),
         "gflops_of_product": rate / 1e9,
         "products_of_step_gflop": counted.flops / 1e9,
-        "kept_gb": counted.kept_bytes / 1e9,
-        "peak_counted_gb": counted.peak_bytes / 1e9,
         "peak_process_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
+    if not plain:  # counted on a model as it is
+        found |= {"kept_gb": counted.kept_bytes / 1e9, "peak_counted_gb": counted.peak_bytes / 1e9}
     if device != "cpu":
         found["peak_device_gb"] = torch.cuda.max_memory_allocated() / 1e9
     found["floor_of_step_s"] = counted.flops / rate
     found["step_over_floor"] = found["step_s"] / found["floor_of_step_s"]
+    if fairchem is not None and not name.startswith("TUM"):
+        predictions = potential(batch, on_device)
+        predicted = {"energy": predictions.energy, "forces": predictions.forces}
+        found |= compare(fairchem, potential, batch, predicted, repeats)
+        for part in ("forward", "step"):
+            found[f"released_{part}_over_ours"] = found[f"released_{part}_s"] / found[f"{part}_s"]
     return found | operations(name)
 
 
