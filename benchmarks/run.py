@@ -91,6 +91,8 @@ def _arguments() -> argparse.Namespace:
     for name in arguments.models:
         if name not in MODELS:
             parser.error(f"--models: {name!r} is none of {', '.join(MODELS)}")
+    if arguments.fairchem and arguments.device != "cpu":
+        parser.error("--fairchem compares on a CPU; add --device cpu")
     if arguments.quick:
         arguments.sizes, arguments.repeats = "20", 1
     try:

@@ -45,7 +45,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "TUM GemNet-Q": {"variant": "gemnet_Q"},
 }
 """Published sizes."""
-GUARDED = ("GemNet-dT", "GemNet-OC", "TUM GemNet-T")
+GUARDED = ("GemNet-dT", "GemNet-OC", "TUM GemNet-T", "TUM GemNet-Q")
 
 
 class Operations(TorchDispatchMode):
@@ -117,6 +117,10 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help=f"write {RECORDED.relative_to(ROOT)}")
     arguments = parser.parse_args()
     found = {name: costs(name) | operations(name) for name in GUARDED}
+    for name in GUARDED:
+        found[name]["peak_bytes_with_activation_checkpointing"] = costs(name, checkpointing=True)[
+            "peak_bytes"
+        ]
     text = json.dumps(found, indent=2) + "\n"
     print(text, end="")
     if arguments.record:

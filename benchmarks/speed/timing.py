@@ -60,7 +60,7 @@ def of_model(
         if isinstance(part, DenseChain) and plain:
             part.twice_differentiated = True
     batch, on_device = batch.to(device), topology.to(device)
-    optimizer = torch.optim.AdamW(potential.parameters(), lr=1e-6, foreach=True)
+    optimizer = torch.optim.AdamW(potential.parameters(), lr=1e-6, fused=True)
     average = ExponentialMovingAverage(potential, 0.999)
     counts = GlobalCounts(topology.n_systems, topology.n_atoms)
 
@@ -93,7 +93,8 @@ def of_model(
     found["floor_of_step_s"] = counted.flops / rate
     found["step_over_floor"] = found["step_s"] / found["floor_of_step_s"]
     if fairchem is not None and not name.startswith("TUM"):
-        predictions = potential(batch, on_device)
+        with torch.no_grad():  # keeps nothing in memory beside the other process
+            predictions = potential(batch, on_device)
         predicted = {"energy": predictions.energy, "forces": predictions.forces}
         found |= compare(fairchem, potential, batch, predicted, repeats)
         for part in ("forward", "step"):

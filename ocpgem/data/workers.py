@@ -84,9 +84,9 @@ def run_jobs(
             counter = Counter(shared, tick)
             return [work(job, counter) for job in jobs]
         with ProcessPoolExecutor(workers, context, _start_worker, (work, shared)) as pool:
-            with _interrupts_held_back():
-                futures = [pool.submit(_run_in_worker, job) for job in jobs]
             try:
+                with _interrupts_held_back():
+                    futures = [pool.submit(_run_in_worker, job) for job in jobs]
                 _wait_for_all(futures, tick)
             except BaseException:
                 Counter(shared).stop()
@@ -99,13 +99,22 @@ def run_jobs(
 def _interrupts_held_back() -> Iterator[None]:
     """Hold Ctrl-C back here, and for good in the processes that are started meanwhile.
 
-    A worker that is still importing when Ctrl-C reaches the whole terminal group would end with a traceback.
+    A worker that is still importing when Ctrl-C reaches the whole terminal group would end with a traceback, and so
+    would one that is started halfway. The mask is for the workers, which inherit it; here another thread may take the
+    signal, so that its handler waits, too.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came = threading.Event()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda *_: came.set()) if in_main_thread else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler)
+    if came.is_set():
+        signal.raise_signal(signal.SIGINT)
 
 
 def _wait_for_all(futures: list[Future[Any]], tick: Callable[[], None]) -> None:

@@ -80,12 +80,18 @@ class Parts:
         name = hashlib.sha256(np.sort(indices).tobytes()).hexdigest()[:16]
         try:
             if not (self.folder / _PLAN).exists():
-                write_text(self.folder / _PLAN, json.dumps(self._plan, indent=1) + "\n")
+                self._write_plan()
             with written_whole(self.folder / f"{name}.npz") as file:
                 np.savez(file, allow_pickle=False, indices=indices, **columns)
         except OSError as error:
             raise OcpgemError(f"{self.folder} cannot be written: {error.strerror}") from error
         self._last, self.begun = time.monotonic(), True
+
+    def _write_plan(self) -> None:
+        """Under a name of this rank first: others may be writing theirs, which is the same."""
+        mine = self.folder / f".{_PLAN}.{group.rank()}.partial"
+        write_text(mine, json.dumps(self._plan, indent=1) + "\n")
+        mine.replace(self.folder / _PLAN)
 
     def read(self) -> Iterator[dict[str, Array]]:
         """Every part: `indices` and the arrays given to `keep`. Raises DataError for a damaged one."""

@@ -68,8 +68,8 @@ class Engine:
         potential.to(device)
         freeze(potential, optim)
         groups, self._lr_factors = torch_groups(potential, optim)
-        optimizer = torch.optim.AdamW(
-            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, amsgrad=optim.amsgrad
+        optimizer = torch.optim.AdamW(  # fused: weights and moments pass through memory once a step
+            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, amsgrad=optim.amsgrad, fused=True
         )
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=_GivenGradients(potential) if zero_stage < _DIVIDES_WEIGHTS else potential,

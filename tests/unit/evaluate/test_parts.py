@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +149,25 @@ def test_the_plan_says_what_was_asked(tmp_path: Path) -> None:
         predict(Dying(2), make_dataset(11), tmp_path / "a.npz", "raw", QUIET)
     plan = json.loads((tmp_path / ".a.npz.parts" / module._PLAN).read_text())
     assert (plan["n"], plan["task"]) == (11, "s2ef")
+
+
+def test_ranks_that_keep_their_first_parts_at_once_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, together = threading.local(), threading.Barrier(2, timeout=60)
+    monkeypatch.setattr(module.group, "rank", lambda: own.rank)
+
+    def keep(rank: int) -> None:
+        own.rank = rank
+        for number in range(50):
+            parts = Parts(tmp_path / str(number), {"n": number})
+            parts.folder.mkdir(exist_ok=True)
+            together.wait()
+            parts.keep(np.array([rank]), {"energy": np.zeros(1)})
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(keep, range(2)))
+    for number in range(50):
+        folder = Parts(tmp_path / str(number), {}).folder
+        assert json.loads((folder / "plan.json").read_text()) == {"n": number}
+        assert len(list(folder.iterdir())) == 3  # and nothing else
