@@ -49,13 +49,16 @@ from ocpgem.parallel import group, signals
 from stub import Linear, make_dataset
 
 class Signalled(Linear):
-    # The second batch of rank 1 gets a signal; that of rank 0 takes until it can know.
+    # The second batch of rank 1 gets a signal once rank 0 is at its own, which takes until it can know.
     count = 0
 
     def forward(self, batch, topology):
         self.count += 1
         if self.count == 2 and group.rank() == 1:
+            store.wait(["rank 0 is at its second batch"])
             os.kill(os.getpid(), signal.SIGUSR1)
+        if self.count == 2 and group.rank() == 0:
+            store.set("rank 0 is at its second batch", "yes")
         while self.count == 2 and group.rank() == 0 and not store.check([signals._STORE_KEY]):
             time.sleep(0.01)
         return super().forward(batch, topology)
