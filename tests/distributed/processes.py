@@ -78,10 +78,14 @@ def rank_pid(launcher: subprocess.Popen[str], rank: int) -> int:
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started and that still exist, also as zombies."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:  # it has just ended
+        return []
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+    for task in tasks:
         try:
-            found += [int(child) for child in task.read_text().split()]
+            found += [int(child) for child in (task / "children").read_text().split()]
         except OSError:
             continue
     return found
