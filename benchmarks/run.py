@@ -57,12 +57,17 @@ def main() -> None:
         )
         print(json.dumps(found))
         return
-    result: dict[str, Any] = {"machine": machine(arguments.device), "models": {}}
+    result: dict[str, Any] = {"machine": machine(arguments.device), "models": {}, "failed": {}}
     for name in arguments.models:
         for plain in (False, True) if arguments.plain else (False,):
             key = name + (" (plain chains)" if plain else "")
-            result["models"][key] = in_own_process(name, plain, arguments)
-            print(f"{key}: step {result['models'][key]['step_s']:.2f} s", flush=True)
+            found = in_own_process(name, plain, arguments)
+            if isinstance(found, str):
+                result["failed"][key] = found
+                print(f"{key} could not be measured: {found}", file=sys.stderr, flush=True)
+                continue
+            result["models"][key] = found
+            print(f"{key}: step {found['step_s']:.2f} s", flush=True)
     result["graphs_16_systems"] = of_graphs(2 if arguments.quick else 16, arguments.repeats)
     result["scaling"] = scaling(arguments.device, arguments.repeats, arguments.quick)
     result["start_up"] = start_up(arguments.repeats)
@@ -71,6 +76,8 @@ def main() -> None:
     (arguments.out / "speed.md").write_text(as_table(result))
     draw(result["scaling"], arguments.out / "speed_scaling.svg")
     print(as_table(result), end="")
+    if result["failed"]:
+        raise SystemExit(f"not measured: {', '.join(result['failed'])}; see above")
 
 
 def _arguments() -> argparse.Namespace:
@@ -104,15 +111,18 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def in_own_process(name: str, plain: bool, arguments: argparse.Namespace) -> dict[str, Any]:
+def in_own_process(name: str, plain: bool, arguments: argparse.Namespace) -> dict[str, Any] | str:
+    """What was measured of a model, or why it could not be: the others are measured all the same."""
     command = [
         sys.executable, __file__, "--one", name, "--sizes", ",".join(map(str, arguments.sizes)),
         "--device", arguments.device, "--repeats", str(arguments.repeats), *(["--plain"] if plain else []),
         *(["--fairchem", arguments.fairchem] if arguments.fairchem and not plain else []),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode < 0:  # by Linux, most likely
+        return f"killed by signal {-done.returncode}, probably for want of memory"
     if done.returncode:
-        raise SystemExit(f"{name} could not be measured:\n{done.stderr}")
+        return done.stderr.strip() or f"exit code {done.returncode}"
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -147,6 +157,8 @@ def as_table(result: dict[str, Any]) -> str:
     for name, found in result["models"].items():
         shown = [_cell(found.get(key)) for key in COLUMNS]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    for name, reason in result["failed"].items():
+        lines += ["", f"{name} could not be measured: {reason.splitlines()[-1]}"]
     released = {name: found for name, found in result["models"].items() if "released_step_s" in found}
     if released:
         lines += ["", "| beside fairchem-core 1.10.0 | " + " | ".join(RELEASED.values()) + " |"]

@@ -9,6 +9,7 @@ nothing of ocpgem:
 import argparse
 import importlib.util
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -105,7 +106,7 @@ def _seconds(call: Callable[[], object], repeats: int) -> float:
         started = time.perf_counter()
         call()
         found.append(time.perf_counter() - started)
-    return min(found)
+    return statistics.median(found)
 
 
 def _measure(folder: Path, repeats: int) -> dict[str, float]:
