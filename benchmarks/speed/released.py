@@ -49,7 +49,9 @@ def compare(
         found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
         with np.load(folder / "output.npz") as output:
             for key, value in predicted.items():
-                difference = np.abs(value.detach().cpu().numpy() - output[key]).max()
+                ours = value.detach().cpu().numpy()
+                # the released energies are [n_systems, 1] or [n_systems]
+                difference = np.abs(ours - output[key].reshape(ours.shape)).max()
                 found[f"released_{key}_relative_difference"] = float(difference / np.abs(output[key]).max())
         return found
 
