@@ -9,6 +9,7 @@ from ocpgem.config import Section
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.train.data_section import DataSetEntry, DataSetSection, SkipSection, as_section
 from ocpgem.train.logger_section import LoggerSection
+from ocpgem.train.parallel_section import ParallelSection
 from ocpgem.train.target_section import NormalizationEntry, NormalizationSection
 
 
@@ -243,22 +244,6 @@ class FaultSection(Section):
     )
 
 
-class ParallelSection(Section):
-    """How the work is divided over ranks."""
-
-    zero_stage: Literal[0, 1, 2, 3] = Field(
-        1,
-        description="DeepSpeed ZeRO: what is divided over the ranks; 0 nothing, 1 the optimiser state, 2 gradients as "
-        "well, 3 (direct forces only) also the weights",
-    )
-    graph: int = Field(
-        1,
-        ge=1,
-        description="ranks that share the edges of a batch, for systems whose activations do not fit on one GPU; the "
-        "number of ranks must be a multiple. Validation divides systems over all ranks, not edges",
-    )
-
-
 class StartSection(Section):
     """Fine-tuning: the weights that a run begins with."""
 
@@ -358,6 +343,7 @@ class TrainConfig(Section):
             "activation_checkpointing: true": self.activation_checkpointing,
             "parallel.zero_stage: 3": self.parallel.zero_stage == 3,
             "parallel.graph above 1": self.parallel.graph > 1,
+            "parallel.overlap: true": self.parallel.overlap,
         }
         for other, is_on in others.items():
             if is_on:
@@ -375,9 +361,10 @@ class TrainConfig(Section):
                 "parallel.zero_stage is 3, which works only with direct forces, but model.forces is "
                 f"{self.model.forces}; use 0, 1 or 2"
             )
-        if self.parallel.zero_stage == 3 and self.parallel.graph > 1:
+        if self.parallel.overlap and self.faults.non_finite == "skip":
             raise ValueError(
-                f"parallel.graph is {self.parallel.graph}, which works with parallel.zero_stage 0, 1 and 2, not with 3"
+                "faults.non_finite: skip does not work with parallel.overlap: true, which has sent gradients before "
+                "all are known; turn one of them off"
             )
         if self.data.hide_elements > 0 and not self.model.shared_embedding:
             raise ValueError("data.hide_elements needs model.shared_embedding: true")

@@ -14,6 +14,7 @@ from ocpgem.parallel import group
 from ocpgem.parallel.graph import GraphGroup
 from ocpgem.train.config import OptimSection
 from ocpgem.train.engine_state import OptimizerState, gather, gather_weights, restore, restore_weights
+from ocpgem.train.parallel_section import ParallelSection
 from ocpgem.train.parameters import freeze, torch_groups
 
 _DIVIDES_WEIGHTS = 3
@@ -45,10 +46,6 @@ class _GivenGradients(nn.Module):
         return torch.stack([(parameter * gradient).sum() for parameter, gradient in pairs]).sum()
 
 
-REDUCE_BUCKET = 500_000_000
-"""The most gradients that DeepSpeed reduces at once."""
-
-
 class Engine:
     """A potential under DeepSpeed: gradients summed over micro-batches and ranks, clipped, and stepped with AdamW.
 
@@ -59,7 +56,7 @@ class Engine:
         self,
         potential: Potential,
         optim: OptimSection,
-        zero_stage: int,
+        parallel: ParallelSection,
         device: torch.device,
         graph: GraphGroup | None = None,
     ) -> None:
@@ -67,14 +64,17 @@ class Engine:
         deepspeed.init_distributed(dist_init_required=False)
         potential.to(device)
         freeze(potential, optim)
+        zero_stage = parallel.zero_stage
+        self.sends_at_once = zero_stage == _DIVIDES_WEIGHTS or parallel.overlap
+        """Whether gradients are exchanged while others are still computed."""
         groups, self._lr_factors = torch_groups(potential, optim)
         optimizer = torch.optim.AdamW(  # fused: weights and moments pass through memory once a step
             groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, amsgrad=optim.amsgrad, fused=True
         )
         self._engine, self._zero, _, _ = deepspeed.initialize(
-            model=_GivenGradients(potential) if zero_stage < _DIVIDES_WEIGHTS else potential,
+            model=potential if self.sends_at_once else _GivenGradients(potential),
             optimizer=optimizer,
-            config=_settings(optim, zero_stage, potential),
+            config=_settings(optim, parallel, potential),
             dist_init_required=False,
         )
         self._optimizer = optimizer
@@ -84,20 +84,22 @@ class Engine:
         self.zero_stage = zero_stage
         self.graph = graph
         """The ranks that share a batch with this one."""
-        self.local_first = zero_stage < _DIVIDES_WEIGHTS and graph is None
+        self.local_first = not self.sends_at_once and graph is None
         """Whether nothing is exchanged between ranks before `step`."""
-        self._keeps_gradients = zero_stage < _DIVIDES_WEIGHTS
+        self._bucket = parallel.reduce_bucket
+        if zero_stage == 0:  # whose own exchange has a fixed size; `step` asks for ours
+            self._engine.enable_backward_allreduce = False
 
     def forward(self, batch: Any, topology: Any) -> Predictions:
         """Predictions with a graph for `backward`."""
-        return self.potential(batch, topology) if self._keeps_gradients else self._engine(batch, topology)
+        return self._engine(batch, topology) if self.sends_at_once else self.potential(batch, topology)
 
     def backward(self, loss_share: Tensor, last: bool) -> None:
         """Add the gradient of this micro-batch's share of the loss; `last` marks the last micro-batch of the step.
 
         DeepSpeed averages over ranks; shares add up to the mean, hence the factor.
         """
-        if self._keeps_gradients:
+        if not self.sends_at_once:
             self._add_gradient(loss_share)
             return
         self._engine.set_gradient_accumulation_boundary(last)
@@ -120,14 +122,14 @@ class Engine:
             ]
 
     def gradient_is_finite(self) -> bool:
-        """Whether this rank's gradient is; under ZeRO-3 `step` tells by the norm."""
+        """Whether this rank's gradient is; where gradients are exchanged at once, `step` tells by the norm."""
         if self._gradients is None:
             return True
         return bool(torch.isfinite(torch.stack(torch._foreach_norm(self._gradients))).all())
 
     def discard(self) -> None:
         """Forget the gradients since the last step; nothing else has changed."""
-        assert self._keeps_gradients, "under ZeRO-3 gradients are exchanged at once"
+        assert not self.sends_at_once, "gradients are exchanged at once"
         self._gradients = None
 
     def step(self, lr: float) -> float | None:
@@ -139,6 +141,8 @@ class Engine:
             self._engine.set_gradient_accumulation_boundary(True)
             loss = self._engine(self._trained, gradients)
             self._engine.backward(loss * group.world_size(), scale_wrt_gas=False)
+        if self.zero_stage == 0:
+            self._engine.allreduce_gradients(bucket_size=self._bucket)
         alone = self._norm() if self.zero_stage == 0 else None  # of which DeepSpeed does not tell the norm
         self._engine.step()
         norm = self._engine.get_global_grad_norm() if alone is None else alone
@@ -163,19 +167,23 @@ class Engine:
         restore(self.potential, self._zero, self.zero_stage, state.optimizer)
 
 
-def _settings(optim: OptimSection, zero_stage: int, potential: Potential) -> dict[str, Any]:
+def _settings(optim: OptimSection, parallel: ParallelSection, potential: Potential) -> dict[str, Any]:
     """DeepSpeed's own configuration.
 
     Clipping left out would mean 1.0; accumulation is steered by hand; the reduction buffer, by default 2 GB, need not
     exceed the model.
     """
-    bucket = min(REDUCE_BUCKET, sum(p.numel() for p in potential.parameters()))
+    bucket = min(parallel.reduce_bucket, sum(p.numel() for p in potential.parameters()))
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optim.clip_norm,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": zero_stage, "overlap_comm": False, "reduce_bucket_size": bucket},
+        "zero_optimization": {
+            "stage": parallel.zero_stage,
+            "overlap_comm": parallel.overlap,
+            "reduce_bucket_size": bucket,
+        },
         "steps_per_print": 2**31,
     }
 

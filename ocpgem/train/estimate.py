@@ -23,7 +23,7 @@ from ocpgem.parallel.graph import require_groups
 from ocpgem.train.batching import Costs, eval_batching, require_work_for_all, train_batching
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.datasets import edges_to_read, open_data_sets
-from ocpgem.train.engine import REDUCE_BUCKET, import_deepspeed
+from ocpgem.train.engine import import_deepspeed
 from ocpgem.train.step_cost import StepCost, step_cost, validation_bytes
 from ocpgem.train.unusable import leave_out_unusable
 
@@ -242,7 +242,7 @@ def _memory(
     """Bytes beside those of the process; weights: bytes of all parameters in float32."""
     stage, share = config.parallel.zero_stage, 1 / world_size
     moments = _PER_PARAMETER[config.optim.amsgrad] * weights
-    bucket = min(REDUCE_BUCKET * _FLOAT, weights)
+    bucket = min(config.parallel.reduce_bucket * _FLOAT, weights) * (2 if config.parallel.overlap else 1)
     if stage == 0:
         optimizer, own, buffers = moments, weights, 0
         gradients, stepping = weights, 3 * weights

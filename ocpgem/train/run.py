@@ -165,7 +165,7 @@ def _assemble(
     require_work_for_all(config.data, batching, train_set, n_groups)
     if config.compile == "blocks":
         compile_blocks(potential, device)
-    engine = Engine(potential, config.optim, config.parallel.zero_stage, device, graph)
+    engine = Engine(potential, config.optim, config.parallel, device, graph)
     return RunParts(
         config=config,
         potential=potential,

@@ -44,6 +44,8 @@ CHANGEABLE = {
     "data.eval_batch_size",
     "parallel.zero_stage",
     "parallel.graph",
+    "parallel.reduce_bucket",
+    "parallel.overlap",
 }
 """What may differ when a run is resumed, because nothing computed so far depends on it.
 

@@ -62,7 +62,7 @@ class StepRunner:
         return total, norm
 
     def _compute(self, step_batch: StepBatch) -> tuple[Tensor, Report]:
-        """This rank's share of loss and gradient, without any communication (but under ZeRO-3 and in graph groups)."""
+        """This rank's share of loss and gradient, in silence (but under ZeRO-3, with overlap and in graph groups)."""
         parts = self._parts
         rank, doing = group.rank(), ""
         total = torch.zeros((), device=parts.device)
@@ -76,7 +76,7 @@ class StepRunner:
                 topology = own.to(parts.device, non_blocking=True)
                 # Padding repeats a system only so that every rank runs as many micro-batches.
                 share = self._share(step_batch, batch, topology) * float(index < n_real)
-                if parts.engine.zero_stage == 3:
+                if parts.engine.sends_at_once:
                     self._require_finite(step_batch, share)
                 parts.engine.backward(share, last=index == len(step_batch.micro_batches) - 1)
                 total = total + share.detach()
@@ -104,7 +104,7 @@ class StepRunner:
         return Trouble(int(group.all_reduce_max(torch.tensor(int(report.trouble)))))
 
     def _require_finite(self, step_batch: StepBatch, share: Tensor) -> None:
-        """Under ZeRO-3 ranks talk in the middle of a step, which can then not be left out."""
+        """Where ranks talk in the middle of a step, it can not be left out."""
         report = Report(group.rank())
         if not torch.isfinite(share):
             named = self._named(step_batch, set(step_batch.real_indices))

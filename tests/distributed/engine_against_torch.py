@@ -26,6 +26,7 @@ from ocpgem.train.config import OptimSection
 from ocpgem.train.ema import moving_average
 from ocpgem.train.engine import Engine
 from ocpgem.train.loss import GlobalCounts, loss_share
+from ocpgem.train.parallel_section import ParallelSection
 from ocpgem.train.schedule import learning_rate
 from tests.tiny_runs import TINY_MODEL, random_systems, tiny_config
 
@@ -33,6 +34,8 @@ SYSTEMS = list(random_systems(11))
 WEIGHTS = tiny_config().loss
 OPTIM = OptimSection(lr=1e-2, weight_decay=0.1, amsgrad=True, clip_norm=0.5, eps=1e-5)
 N_STEPS = 20
+SMALL_BUCKET = 500
+"""Less than the model and less than its largest parameter."""
 
 
 def build(variant: str) -> Potential:
@@ -51,9 +54,9 @@ def make_loader(potential: Potential) -> TrainLoader:
     return TrainLoader(recipe, batching, 0, group.rank(), group.world_size())
 
 
-def with_engine(potential: Potential, zero_stage: int) -> tuple[torch.Tensor, dict[str, int]]:
+def with_engine(potential: Potential, parallel: ParallelSection) -> tuple[torch.Tensor, dict[str, int]]:
     """Train; returns the weights, and the largest number of micro-batches and of padding."""
-    loader, engine = make_loader(potential), Engine(potential, OPTIM, zero_stage, torch.device("cpu"))
+    loader, engine = make_loader(potential), Engine(potential, OPTIM, parallel, torch.device("cpu"))
     potential.train()
     micro = padding = 0
     for step_batch, _ in zip(loader.steps(), range(N_STEPS), strict=False):
@@ -65,7 +68,7 @@ def with_engine(potential: Potential, zero_stage: int) -> tuple[torch.Tensor, di
             engine.backward(share * float(index < n - step_batch.n_padding), last=index == n - 1)
         engine.step(learning_rate(OPTIM, step_batch.step, N_STEPS))
         micro, padding = max(micro, n), max(padding, step_batch.n_padding)
-    weights = moving_average(potential, 0.0, zero_stage).state_dict()
+    weights = moving_average(potential, 0.0, parallel.zero_stage).state_dict()
     return torch.cat([weight.flatten() for weight in weights.values()]), {
         "micro_batches": micro,
         "padding": padding,
@@ -94,6 +97,16 @@ def with_torch(potential: Potential) -> float:
     return largest
 
 
+def exchanges(variant: str) -> list[ParallelSection]:
+    """Every stage; on two ranks also in small buckets and while gradients are still computed."""
+    stages = (0, 1, 2, 3) if variant == "gemnet_dT" else (0, 1, 2)
+    found = [{"zero_stage": stage} for stage in stages]
+    if group.world_size() == 2:
+        small = {"reduce_bucket": SMALL_BUCKET}
+        found += [small | {"zero_stage": stage, "overlap": stage > 0} for stage in stages]
+    return [ParallelSection.model_validate(settings) for settings in found]
+
+
 def flat(potential: Potential) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in potential.parameters()])
 
@@ -106,14 +119,14 @@ def main() -> None:
         plain = copy.deepcopy(start)
         norm = with_torch(plain)
         moved = float((flat(plain) - flat(start)).abs().max())
-        for zero_stage in (0, 1, 2, 3) if variant == "gemnet_dT" else (0, 1, 2):
-            trained, split = with_engine(copy.deepcopy(start), zero_stage)
+        for parallel in exchanges(variant):
+            trained, split = with_engine(copy.deepcopy(start), parallel)
             difference = float((trained - flat(plain)).abs().max() / flat(plain).abs().max())
             equal_ranks = group.gather_objects(trained)
             if equal_ranks is not None:
                 same = all(torch.equal(equal_ranks[0], other) for other in equal_ranks)
                 numbers = {"difference": difference, "moved": moved, "norm": norm, "ranks_equal": same}
-                found[f"{variant} ZeRO-{zero_stage}"] = numbers | split
+                found[f"{variant} {parallel}"] = numbers | split
     if group.is_main():
         Path(sys.argv[1]).write_text(json.dumps(found))
     group.shutdown()

@@ -175,6 +175,7 @@ def main(folder: Path) -> None:
     go("raises in validation", fault=at("validation", 1, 1, raise_error))
     go("raises in save", fault=at("save", 0, 1, raise_error))
     go("not finite", config=scenarios.bad_config)
+    go("not finite, overlap", "parallel.overlap=true", config=scenarios.bad_config)
     go(
         "skip",
         "faults.non_finite=skip",

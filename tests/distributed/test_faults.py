@@ -158,6 +158,16 @@ def test_a_loss_that_is_not_finite_names_its_system_and_ends_the_run(
     assert (fault["trouble"], fault["done"]) == ("not_finite", "stop")
 
 
+def test_a_loss_that_is_not_finite_ends_the_run_before_overlapping_gradients_are_sent(
+    told: dict[str, Any],
+) -> None:
+    said = told["not finite, overlap"]
+    assert said["code"] == 1
+    assert said["err"].startswith("error: the loss is not finite at step ")
+    assert f"record {BAD_SID} (sid {BAD_SID}, frame {BAD_SID % 3})" in said["err"]
+    assert said["left"] == []
+
+
 def test_steps_that_are_not_finite_are_left_out_up_to_the_limit(folder: Path, told: dict[str, Any]) -> None:
     said = told["skip"]
     assert_ended(said, 0)

@@ -45,7 +45,7 @@ def test_the_engine_takes_the_steps_of_plain_torch(
     program = [sys.executable, str(Path(__file__).with_name("engine_against_torch.py"))]
     assert run_local([str(tmp_path / "found.json")], nproc, program=program) == 0
     found = json.loads((tmp_path / "found.json").read_text())
-    assert len(found) == 7
+    assert len(found) == (14 if nproc == 2 else 7)
     for case, numbers in found.items():
         assert numbers["difference"] < 1e-6, case
         assert numbers["ranks_equal"], case

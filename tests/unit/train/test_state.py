@@ -8,12 +8,14 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ocpgem.checkpoint import load_potential
 from ocpgem.data.dataset import InMemoryDataset
@@ -26,6 +28,7 @@ from ocpgem.train.config import LossSection, OptimSection
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine
 from ocpgem.train.loss import GlobalCounts, loss_share
+from ocpgem.train.parallel_section import ParallelSection
 from ocpgem.train.random_state import random_state, set_random_state
 from ocpgem.train.scale_fitting import scale_factors
 from ocpgem.train.state import STATE_FILE, Checkpoints, TrainState
@@ -46,12 +49,19 @@ def _process_group() -> Iterator[None]:
 class Run:
     """An engine and a moving average that have done some steps."""
 
-    def __init__(self, seed: int = 0, stage: int = 1, **model: Any) -> None:
+    def __init__(
+        self, seed: int = 0, stage: int = 1, exchange: dict[str, Any] | None = None, **model: Any
+    ) -> None:
         torch.manual_seed(seed)
         self.potential = Potential(tiny_config(model=model).model, Normalization(energy_mean=-3.0))
         for number, scale in enumerate(scale_factors(self.potential).values()):
             scale.set(1 + 0.1 * number)
-        self.engine = Engine(self.potential, OptimSection(lr=1e-2), stage, torch.device("cpu"))
+        self.engine = Engine(
+            self.potential,
+            OptimSection(lr=1e-2),
+            ParallelSection.model_validate({"zero_stage": stage} | (exchange or {})),
+            torch.device("cpu"),
+        )
         self.ema = ExponentialMovingAverage(self.potential, 0.9)
 
     def train(self, first: int, last: int) -> None:
@@ -411,3 +421,46 @@ def test_bf16_reaches_the_dense_layers_inside_the_engine_and_only_in_training(ru
         handle.remove()
     assert found == [torch.bfloat16, torch.float32]
     assert (predicted.energy.dtype, predicted.forces.dtype) == (torch.float64, torch.float32)
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        self.calls[func._schema.name.removeprefix("aten::")] += 1  # type: ignore[attr-defined]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_weights_are_updated_by_fused_kernels_and_averaged_in_one_call(stage: int) -> None:
+    run = Run(stage=stage)
+    with Operations() as operations:
+        run.train(0, 1)
+    assert operations.calls["_fused_adamw_"] >= 1
+    assert operations.calls["_foreach_lerp_"] == 1
+    assert not {"addcdiv_", "_foreach_addcdiv_", "lerp_"} & set(operations.calls)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_bucket_and_overlap_reach_deepspeed(stage: int, overlap: bool) -> None:
+    engine = Run(stage=stage, exchange={"reduce_bucket": 123, "overlap": overlap}).engine
+    assert engine._engine.zero_reduce_bucket_size() == engine._zero.reduce_bucket_size == 123
+    assert engine._engine.zero_overlap_comm() is engine._zero.overlap_comm is overlap
+    assert engine.sends_at_once is overlap
+    assert engine.local_first is not overlap
+
+
+def test_a_bucket_is_not_larger_than_the_model() -> None:
+    engine = Run().engine
+    assert engine._zero.reduce_bucket_size == sum(p.numel() for p in engine.potential.parameters())
