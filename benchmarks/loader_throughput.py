@@ -1,6 +1,6 @@
 """Systems per second and core from a file to a batch with its graph, searched or from stored edges.
 
-    python benchmarks/loader_throughput.py [--fairchem PYTHON]
+    python benchmarks/loader_throughput.py [--fairchem PYTHON] [--quick] [--out FOLDER]
 
 The records of `records.py` (75 atoms; 6 A, nearest 50), in one process and thread, from a warm file:
 
@@ -11,7 +11,8 @@ The records of `records.py` (75 atoms; 6 A, nearest 50), in one process and thre
 - fairchem-core: the same file through fairchem's own LmdbDataset and data_list_collater, where PYTHON can import
   fairchem-core 1.10.0 (pip install --no-deps, in a virtual environment that sees torch and PyG).
 
-Writes benchmarks/results/loader_throughput.md. Every figure is the median of five passes over 640 systems.
+Writes loader_throughput.json and loader_throughput.md. Every figure is the median of five passes over 640 systems
+(--quick: one over 64).
 """
 
 import argparse
@@ -21,18 +22,21 @@ import pickle
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import lmdb
 import numpy as np
 import torch
-from records import slab
 from torch_geometric.data import Batch, Data
 
+from benchmarks.records import slab
 from ocpgem.data.edge_store import edges_of, store_edges
 from ocpgem.data.lmdb_store import LmdbDataset, write_dataset
 from ocpgem.data.loader import Recipe, TrainLoader
@@ -40,19 +44,24 @@ from ocpgem.data.system import System
 from ocpgem.graph.edges import SymmetricEdges
 from ocpgem.graph.spec import GraphSpec
 
-RESULT = Path(__file__).parent / "results" / "loader_throughput.md"
+RESULTS = Path(__file__).parent / "results"
 N, BATCH, PASSES = 640, 32, 5
 GRAPH = GraphSpec(6.0, 50)
 
 
-def per_second(work: Callable[[], object]) -> float:
-    """Systems per second, each pass going through all."""
+def per_second(work: Callable[[], object], n: int) -> float:
+    """Systems per second, each pass going through all `n`."""
     seconds = []
-    for _ in range(PASSES):
+    for _ in range(passes(n)):
         started = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - started)
-    return N / statistics.median(seconds)
+    return n / statistics.median(seconds)
+
+
+def passes(n: int) -> int:
+    """How often `n` systems are read."""
+    return PASSES if n == N else 1
 
 
 def put_all(path: Path, values: list[bytes]) -> None:
@@ -112,7 +121,7 @@ print(sum(map(len, batches)) / statistics.median(seconds))
 
 def with_fairchem(python: str, file: Path, batches: list[list[int]]) -> float:
     """Systems per second of the released reader."""
-    arguments = [python, "-c", FAIRCHEM, str(file), json.dumps(batches), str(PASSES)]
+    arguments = [python, "-c", FAIRCHEM, str(file), json.dumps(batches), str(passes(sum(map(len, batches))))]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
@@ -120,15 +129,16 @@ def with_fairchem(python: str, file: Path, batches: list[list[int]]) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def measure(folder: Path, fairchem: str | None) -> dict[str, float]:
-    write_dataset(folder / "set", (slab(seed) for seed in range(N)))
+def measure(folder: Path, fairchem: str | None, n: int = N) -> dict[str, float]:
+    """Systems per second of each way, and the edges of a system and the bytes stored for them."""
+    write_dataset(folder / "set", (slab(seed) for seed in range(n)))
     dataset, stored = LmdbDataset(folder / "set"), LmdbDataset(folder / "set")
     store_edges(folder / "set", GRAPH, workers=1)
     stored.use_stored_edges(GRAPH)
-    systems = [stored[index] for index in range(N)]
+    systems = [stored[index] for index in range(n)]
     edges = [edges_of(system, GRAPH).main for system in systems]
     put_all(folder / "old.lmdb", [released(s, e) for s, e in zip(systems, edges, strict=True)])
-    batches = np.random.default_rng(0).permutation(N).reshape(-1, BATCH).tolist()
+    batches = np.random.default_rng(0).permutation(n).reshape(-1, BATCH).tolist()
 
     def as_released() -> None:
         environment = lmdb.open(str(folder / "old.lmdb"), subdir=False, readonly=True, lock=False)
@@ -140,13 +150,13 @@ def measure(folder: Path, fairchem: str | None) -> dict[str, float]:
     found = {}
     for name, source in (("search", dataset), ("stored edges", stored)):
         steps = TrainLoader(Recipe(source, GRAPH), BATCH, 0).steps()
-        found[name] = per_second(lambda steps=steps: list(islice(steps, N // BATCH)))  # type: ignore[misc]
-    found["pickled with edges"] = per_second(as_released)
+        found[name] = per_second(lambda steps=steps: list(islice(steps, n // BATCH)), n)  # type: ignore[misc]
+    found["pickled with edges"] = per_second(as_released, n)
     if fairchem is not None:
         found["fairchem-core 1.10.0"] = with_fairchem(fairchem, folder / "old.lmdb", batches)
     return found | {
         "edges a system": float(np.mean([len(each) for each in edges])),
-        "bytes": float(sum(file.stat().st_size for file in (folder / "set" / "edges").rglob("*.lmdb"))) / N,
+        "bytes": float(sum(file.stat().st_size for file in (folder / "set" / "edges").rglob("*.lmdb"))) / n,
     }
 
 
@@ -155,11 +165,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--fairchem", metavar="PYTHON")
-    fairchem = parser.parse_args().fairchem
+    parser.add_argument("--quick", action="store_true", help="one pass over few systems")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    fairchem, out = arguments.fairchem, arguments.out
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), fairchem)
+        figures = measure(Path(folder), fairchem, 2 * BATCH if arguments.quick else N)
     n_edges, n_bytes = figures.pop("edges a system"), figures.pop("bytes")
+    found = {"edges": n_edges, "stored_bytes": n_bytes, "systems_per_second": figures}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "loader_throughput.json").write_text(json.dumps(found, indent=2) + "\n")
     command = "python benchmarks/loader_throughput.py" + (" --fairchem PYTHON" if fairchem else "")
     lines = [
         "# From a file to a batch, systems per second and core",
@@ -175,7 +191,7 @@ def main() -> None:
     ]
     if fairchem is None:
         lines.append("fairchem-core was not at hand; `pickled with edges` stands in for its reader.")
-    RESULT.write_text("\n".join(lines) + "\n")
+    (out / "loader_throughput.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

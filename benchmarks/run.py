@@ -4,9 +4,10 @@
 
 Writes speed.json (with machine, versions and commit), speed.md and speed_scaling.svg. Every model is measured in a
 process of its own, so that its peak memory is its own. --plain adds dense chains as autograd would keep them, to
-compare in the same run. --fairchem PYTHON runs the released models, too, with the same weights on the same systems, in
-a Python that can import torch, PyG and (pip install --no-deps) fairchem-core==1.10.0 and torch-sparse. --quick: one
-small system, one repetition, a few points, to see that everything runs.
+compare in the same run; cells of what does not depend on that stay empty. --fairchem PYTHON runs the released models,
+too, with the same weights on the same systems, in a Python that can import torch, PyG and (pip install --no-deps)
+fairchem-core==1.10.0 and torch-sparse. Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py.
+--quick: one small system, one repetition, a few points, to see that everything runs.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import torch
 
 from benchmarks.speed.costs import MODELS
 from benchmarks.speed.structures import SIZES
-from benchmarks.speed.timing import of_graphs, of_model, product_rate, scaling, start_up
+from benchmarks.speed.timing import of_graphs, of_model, of_program, product_rate, scaling, start_up
 from ocpgem.launch.code_version import code_version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +71,12 @@ def main() -> None:
             print(f"{key}: step {found['step_s']:.2f} s", flush=True)
     result["graphs_16_systems"] = of_graphs(2 if arguments.quick else 16, arguments.repeats)
     result["scaling"] = scaling(arguments.device, arguments.repeats, arguments.quick)
+    for part, program in (("loader", "loader_throughput"), ("ranks", "scaling")):
+        of_part = of_program(program, arguments.quick)
+        if isinstance(of_part, str):
+            result["failed"][part] = of_part
+        else:
+            result[part] = of_part
     result["start_up"] = start_up(arguments.repeats)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -170,7 +177,23 @@ def as_table(result: dict[str, Any]) -> str:
     lines += [
         f"| {name.removesuffix('_s').replace('_', ' ')} | {value:.3f} |" for name, value in parts.items()
     ]
+    if "loader" in result:
+        rates = result["loader"]["systems_per_second"]
+        lines += ["", "| loader, one core | systems/s |", "|---|---|"]
+        lines += [f"| {name} | {value:,.0f} |" for name, value in rates.items()]
+    if "ranks" in result:
+        lines += ["", *_ranks(result["ranks"])]
     return "\n".join(lines) + "\n"
+
+
+def _ranks(found: dict[str, Any]) -> list[str]:
+    """Scaling over ranks and bytes that a rank sends under ZeRO-1, of benchmarks/scaling.py."""
+    ranks = found["ranks"]
+    lines = ["| ranks | weak: s a step | strong: s a step | bytes sent by a rank |", "|---|---|---|---|"]
+    for size, each in ranks.items():
+        sent = next(case["sent_bytes"] for case in each["traffic"] if case["label"] == "ZeRO-1, 1 bucket")
+        lines.append(f"| {size} | {each['weak']:.3f} | {each['strong']:.3f} | {sent:,.0f} |")
+    return lines
 
 
 def _cell(value: float | None) -> str:

@@ -19,6 +19,7 @@ the gradients' bytes that are sent before the last matrix product of the step, a
 import os
 
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import argparse
 import contextlib

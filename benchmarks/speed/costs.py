@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.speed.structures import SIZES, molecule, prepared, slabs
 from ocpgem.models.gemnet.config import GemNetConfig
+from ocpgem.models.gemnet.layers import DenseChain
 from ocpgem.models.potential import Normalization, Potential
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.host_waits import HostWaits
@@ -94,11 +95,23 @@ def costs(name: str, checkpointing: bool = False) -> dict[str, int]:
     }
 
 
-def operations(name: str) -> dict[str, int]:
-    """Kernels and waits of a forward and a backward pass of a narrow model with the paths of one of `MODELS`."""
+def keep_as_autograd(potential: Potential) -> None:
+    """Let dense chains keep for the gradient what autograd would keep."""
+    for part in potential.modules():
+        if isinstance(part, DenseChain):
+            part.twice_differentiated = True
+
+
+def operations(name: str, plain: bool = False) -> dict[str, int]:
+    """Kernels and waits of a forward and a backward pass of a narrow model with the paths of one of `MODELS`.
+
+    plain: dense chains as autograd would keep them.
+    """
     config = GemNetConfig.model_validate(MODELS[name] | {"atom_dim": 8, "edge_dim": 8})
     batch, topology = prepared(systems_of(name, (20, 24))[:2], config.graph_spec)
     potential = Potential(config, Normalization()).train()
+    if plain:
+        keep_as_autograd(potential)
     counts = GlobalCounts(topology.n_systems, topology.n_atoms)
     loss_weights = train_config(MODELS[name]).loss
     with HostWaits() as waits, Operations() as forward:

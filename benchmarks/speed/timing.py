@@ -1,9 +1,11 @@
 """Seconds and memory of the parts of a training step, on this machine."""
 
+import json
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +13,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed.costs import MODELS, operations, systems_of, train_config
+from benchmarks.speed.costs import MODELS, keep_as_autograd, operations, systems_of, train_config
 from benchmarks.speed.released import compare
 from benchmarks.speed.structures import prepared, slabs
 from ocpgem.graph.neighbors import neighbor_search
 from ocpgem.models.gemnet.config import GemNetConfig
-from ocpgem.models.gemnet.layers import DenseChain
 from ocpgem.models.potential import Normalization, Potential
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.loss import GlobalCounts, loss_share
@@ -49,16 +50,16 @@ def of_model(
 ) -> dict[str, Any]:
     """Forward, training step and memory of one of `MODELS`, beside the released code where there is one.
 
-    plain: dense chains as autograd would keep them. fairchem: a Python that has fairchem-core.
+    plain: dense chains as autograd would keep them; what does not depend on that is left out. fairchem: a Python that
+    has fairchem-core.
     """
     config = train_config(MODELS[name])
     batch, topology = prepared(systems_of(name, sizes), config.model.graph_spec)
     counted = step_cost(config, batch, topology, Normalization())
     torch.manual_seed(0)
     potential = Potential(config.model, Normalization()).to(device)
-    for part in potential.modules():
-        if isinstance(part, DenseChain) and plain:
-            part.twice_differentiated = True
+    if plain:
+        keep_as_autograd(potential)
     batch, on_device = batch.to(device), topology.to(device)
     released = {}
     if fairchem is not None and not name.startswith("TUM"):  # first: little of ours is in memory beside it
@@ -86,13 +87,13 @@ def of_model(
     found: dict[str, Any] = {
         "atoms": topology.n_atoms,
         "edges": topology.main.n_edges,
-        "forward_s": seconds(forward, repeats),
         "step_s": seconds(step, repeats),
         "gflops_of_product": rate / 1e9,
         "products_of_step_gflop": counted.flops / 1e9,
         "peak_process_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
     }
-    if not plain:  # counted on a model as it is
+    if not plain:  # counted on a model as it is; without gradient all chains run alike
+        found["forward_s"] = seconds(forward, repeats)
         found |= {"kept_gb": counted.kept_bytes / 1e9, "peak_counted_gb": counted.peak_bytes / 1e9}
     if device != "cpu":
         found["peak_device_gb"] = torch.cuda.max_memory_allocated() / 1e9
@@ -100,7 +101,7 @@ def of_model(
     found["step_over_floor"] = found["step_s"] / found["floor_of_step_s"]
     for part in ("forward", "step") if released else ():
         found[f"released_{part}_over_ours"] = released[f"released_{part}_s"] / found[f"{part}_s"]
-    return found | released | operations(name)
+    return found | released | operations(name, plain)
 
 
 def of_graphs(n_systems: int, repeats: int) -> dict[str, float]:
@@ -153,6 +154,17 @@ def scaling(device: str, repeats: int, quick: bool) -> dict[str, list[dict[str, 
             x = {"neighbors": k, "atoms": sizes[0], "batch": len(sizes)}[axis]
             result[axis].append({axis: x, "edges": topology.main.n_edges, "step_s": seconds(step, repeats)})
     return result
+
+
+def of_program(name: str, quick: bool) -> dict[str, Any] | str:
+    """What another benchmark, a file beside run.py, writes as JSON, or why it failed; in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, f"benchmarks/{name}.py", "--out", folder, *(["--quick"] if quick else [])]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return done.stderr.strip() or f"{command[1]} ended with code {done.returncode}"
+        found: dict[str, Any] = json.loads((Path(folder) / f"{name}.json").read_text())
+    return found
 
 
 def start_up(repeats: int) -> dict[str, float]:

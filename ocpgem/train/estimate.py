@@ -24,6 +24,7 @@ from ocpgem.train.batching import Costs, eval_batching, require_work_for_all, tr
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.datasets import edges_to_read, open_data_sets
 from ocpgem.train.engine import import_deepspeed
+from ocpgem.train.scaling import LINKS, Prediction, messages, predict
 from ocpgem.train.step_cost import StepCost, step_cost, validation_bytes
 from ocpgem.train.unusable import leave_out_unusable
 
@@ -92,6 +93,8 @@ class Estimate:
     steps_per_epoch: int
     seconds_per_step: float
     device: Device
+    between_ranks: Prediction | None
+    """What ranks wait for each other in a step, which is no part of the seconds above; None on a CPU."""
 
     @property
     def total_bytes(self) -> int:
@@ -152,6 +155,7 @@ def estimate(
     working = max(cost.peak_bytes, _validation(config, recipe, data.val, costs))
     chosen = device or cpu()
     flops = config.parallel.graph * cost.flops * steps.work / max(1, steps.work_of_largest)
+    seconds = flops / world_size / _rate(chosen, config.precision)
     return Estimate(
         n_parameters=n_parameters,
         world_size=world_size,
@@ -163,8 +167,9 @@ def estimate(
         flops_per_step=flops,
         steps=config.steps,
         steps_per_epoch=steps.per_epoch,
-        seconds_per_step=flops / world_size / _rate(chosen, config.precision),
+        seconds_per_step=seconds,
         device=chosen,
+        between_ranks=_between_ranks(config, n_parameters, world_size, chosen, (seconds, steps.unevenness)),
     )
 
 
@@ -179,25 +184,43 @@ class _Steps:
     work: float
     """Of an average step, over all ranks, in the unit that is balanced."""
     work_of_largest: int
+    unevenness: float
+    """Mean over steps of rank 0's share over the mean share, minus 1."""
     per_epoch: int
 
 
 def _steps(plan: TrainPlan, world_size: int) -> _Steps:
     work_of, length = plan.batching.work.of, plan.draws.per_epoch
     largest, most_work, most, total, drawn, n_steps = None, -1, 1, 0, 0, 0
+    over_mean = 0.0
     for step in islice(plan.steps(), _PLANNED_STEPS):
         if step.drawn > length and n_steps:  # one epoch has them all
             break
         n_steps, drawn = n_steps + 1, step.drawn
-        total += int(work_of(step.rows).sum())
+        of_step = int(work_of(step.rows).sum())
+        total += of_step
         share = plan.share(step, 0, world_size)
         most = max(most, len(share.micro_batches))
-        for systems in share.micro_batches:
-            work = int(work_of(plan.rows(systems)).sum())
+        works = [int(work_of(plan.rows(systems)).sum()) for systems in share.micro_batches]
+        for systems, work in zip(share.micro_batches, works, strict=True):
             if work > most_work:
                 largest, most_work = systems, work
+        over_mean += sum(works) * world_size / max(1, of_step) - 1
     assert largest is not None
-    return _Steps(largest, most, total / n_steps, most_work, -(-n_steps * length // drawn))
+    per_epoch = -(-n_steps * length // drawn)
+    return _Steps(largest, most, total / n_steps, most_work, over_mean / n_steps, per_epoch)
+
+
+def _between_ranks(
+    config: TrainConfig, n_parameters: int, world_size: int, device: Device, step: tuple[float, float]
+) -> Prediction | None:
+    """How long ranks wait for each other; step: seconds of the mean rank, and the unevenness of the work."""
+    if device.name not in LINKS:
+        return None
+    chosen = config.parallel
+    sent = messages(n_parameters, chosen.zero_stage, chosen.reduce_bucket, chosen.overlap)
+    seconds, unevenness = step
+    return predict(seconds, sent, world_size, LINKS[device.name], max(0.0, unevenness))
 
 
 def _cost(config: TrainConfig, recipe: Recipe, systems: Any, whole: tuple[Any, Topology]) -> StepCost:
@@ -325,12 +348,23 @@ def as_text(found: Estimate) -> str:
     if found.device.memory is not None:
         verdict = "fits on" if found.fits else "DOES NOT FIT on"
         lines[-1] += f", {verdict} {found.device.name} ({found.device.memory / gigabyte:.0f} GB)"
+    waits = found.between_ranks
+    between = (
+        []
+        if waits is None or waits.ranks == 1
+        else [
+            f"  and between ranks: {1e3 * waits.exposed:.3g} ms a step for gradients and weights, "
+            f"{1e3 * waits.uneven:.3g} ms for the rank with most edges ({1 / waits.efficiency - 1:.1%} more; links as "
+            "assumed in docs/scaling.md)"
+        ]
+    )
     unit = "GPU hours" if found.device.memory is not None else "hours of this CPU"
     return "\n".join(
         [
             *lines,
             f"time on {found.world_size} x {found.device.name}: {found.flops_per_step / 1e12:.3g} TFLOP and "
             f"{found.seconds_per_step:.3g} s per step",
+            *between,
             f"  one epoch ({found.steps_per_epoch:,} steps): {found.device_hours_per_epoch:,.3g} {unit}",
             f"  the run ({found.steps:,} steps): {found.device_hours:,.3g} {unit}, {found.hours:,.3g} h by the clock, "
             "validation left out",

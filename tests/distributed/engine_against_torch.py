@@ -97,14 +97,14 @@ def with_torch(potential: Potential) -> float:
     return largest
 
 
-def exchanges(variant: str) -> list[ParallelSection]:
-    """Every stage; on two ranks also in small buckets and while gradients are still computed."""
+def exchanges(variant: str, small_buckets: bool) -> list[ParallelSection]:
+    """Every stage; in small buckets, these are sent while gradients are still computed where the stage allows it."""
     stages = (0, 1, 2, 3) if variant == "gemnet_dT" else (0, 1, 2)
-    found = [{"zero_stage": stage} for stage in stages]
-    if group.world_size() == 2:
-        small = {"reduce_bucket": SMALL_BUCKET}
-        found += [small | {"zero_stage": stage, "overlap": stage > 0} for stage in stages]
-    return [ParallelSection.model_validate(settings) for settings in found]
+    small = {"reduce_bucket": SMALL_BUCKET} if small_buckets else {}
+    return [
+        ParallelSection.model_validate({"zero_stage": stage, "overlap": small_buckets and stage > 0} | small)
+        for stage in stages
+    ]
 
 
 def flat(potential: Potential) -> torch.Tensor:
@@ -119,7 +119,7 @@ def main() -> None:
         plain = copy.deepcopy(start)
         norm = with_torch(plain)
         moved = float((flat(plain) - flat(start)).abs().max())
-        for parallel in exchanges(variant):
+        for parallel in exchanges(variant, sys.argv[2:] == ["small buckets"]):
             trained, split = with_engine(copy.deepcopy(start), parallel)
             difference = float((trained - flat(plain)).abs().max() / flat(plain).abs().max())
             equal_ranks = group.gather_objects(trained)

@@ -10,7 +10,7 @@ from ocpgem.config import load_config
 from ocpgem.data.lmdb_store import write_dataset
 from ocpgem.errors import DataError, RequestError
 from ocpgem.train.config import TrainConfig
-from ocpgem.train.estimate import GPUS, as_text, device_named, estimate
+from ocpgem.train.estimate import GPUS, Estimate, as_text, device_named, estimate
 from tests.tiny_runs import (
     ROOT,
     clean_environment,
@@ -111,6 +111,26 @@ def test_hours_follow_from_steps_ranks_and_the_device(data: Path) -> None:
     assert one.flops_per_step > 0
     assert "GPU hours" in as_text(one)
     assert "fits on A100-80GB" in as_text(one)
+
+
+def test_waits_between_ranks_are_predicted_for_gpus(data: Path) -> None:
+    def found(ranks: int, **parallel: object) -> Estimate:
+        config = tiny_config(data / "train", data={"batch_size": 64}, parallel=parallel)
+        return estimate(config, ranks, GPUS["A100-80GB"])
+
+    one, eight, sixteen = found(1), found(8), found(16)
+    assert one.between_ranks is not None
+    assert one.between_ranks.seconds == pytest.approx(one.seconds_per_step)
+    assert "between ranks" not in as_text(one)
+    assert eight.between_ranks is not None
+    assert sixteen.between_ranks is not None
+    assert 0 < eight.between_ranks.exposed < sixteen.between_ranks.exposed
+    assert eight.between_ranks.alone == eight.seconds_per_step
+    assert 0 < eight.between_ranks.uneven < 0.2 * eight.seconds_per_step
+    assert "and between ranks: " in as_text(eight)
+    less = found(8, zero_stage=0).between_ranks
+    assert less is not None
+    assert less.exchange < eight.between_ranks.exchange
 
 
 def test_records_that_the_run_skips_are_not_estimated(tmp_path: Path) -> None:
