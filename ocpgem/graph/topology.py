@@ -114,12 +114,20 @@ class Quadruplets(OnDevice):
 
 
 @dataclass(frozen=True)
+class Padding:
+    """What is real in a batch that was filled up (`ocpgem.graph.buckets`): its first systems and atoms."""
+
+    n_systems: int
+    n_atoms: int
+
+
+@dataclass(frozen=True)
 class Topology(OnDevice):
     """All integer structure of a batch. batch: [N] system of each atom, int64.
 
     The graphs besides `main` are there if the model asks for them; common with atom_edge, quadruplets with
     quadruplet, which holds their middle edges b -> a. part: the atoms whose edges these are, where the batch is
-    divided over ranks; `batch` is always that of all atoms.
+    divided over ranks; `batch` is always that of all atoms. padding: where there are ghosts, which count everywhere.
     """
 
     main: SymmetricEdgeSet
@@ -131,6 +139,7 @@ class Topology(OnDevice):
     quadruplets: Quadruplets | None = None
     atom_atom: EdgeSet | None = None
     part: Part | None = None
+    padding: Padding | None = None
 
     @property
     def n_atoms(self) -> int:
@@ -213,12 +222,17 @@ def _quadruplets(pairs: QuadrupletPairs, n_main: int) -> Quadruplets:
     )
 
 
-def triplet_table(pairs: Pairs, n_main: int) -> TripletTable:
-    """The table of some pairs, and its order by main edge; n_main: how many main edges there are."""
-    slot, max_per_middle = slots(pairs.middle_edge, pairs.middle_ptr)
+def triplet_table(
+    pairs: Pairs, n_main: int, widths: tuple[int | None, int | None] = (None, None)
+) -> TripletTable:
+    """The table of some pairs, and its order by main edge; n_main: how many main edges there are.
+
+    widths: max_per_middle and max_per_main, where they are to be larger than they need to be.
+    """
+    slot, max_per_middle = slots(pairs.middle_edge, pairs.middle_ptr, widths[0])
     by_main = stable_order(pairs.main_edge)
     main_ptr = pointers(pairs.main_edge, n_main)
-    ordered_slot, max_per_main = slots(pairs.main_edge.take(by_main), main_ptr)
+    ordered_slot, max_per_main = slots(pairs.main_edge.take(by_main), main_ptr, widths[1])
     main_slot = np.empty_like(ordered_slot)
     main_slot[by_main] = ordered_slot
     return TripletTable(
@@ -238,9 +252,12 @@ def pointers(group: Ints, n_groups: int) -> Ints:
     return np.concatenate(([0], np.cumsum(np.bincount(group, minlength=n_groups))))
 
 
-def slots(group: Ints, ptr: Ints) -> tuple[Ints, int]:
-    """Place of each row in a table with equally many rows a group, and that number; rows ordered by group."""
-    most = int(np.diff(ptr).max(initial=0))
+def slots(group: Ints, ptr: Ints, width: int | None = None) -> tuple[Ints, int]:
+    """Place of each row in a table with equally many rows a group, and that number; rows ordered by group.
+
+    width: that number, where it is to be larger than the largest group.
+    """
+    most = int(np.diff(ptr).max(initial=0)) if width is None else width
     return group * most + np.arange(len(group)) - ptr.take(group), most
 
 

@@ -1,18 +1,23 @@
 """A model that speaks eV: a GemNet with the normalisation of its targets."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocpgem.errors import RequestError
-from ocpgem.graph.topology import GraphSpec, Topology
+from ocpgem.graph.topology import GraphSpec, Padding, Topology
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.model import GemNet, Structures
 from ocpgem.models.normalization import MAX_ATOMIC_NUMBER, Normalization, PhysicalUnits
 
 __all__ = ["MAX_ATOMIC_NUMBER", "Normalization", "Potential", "Predictions", "n_parameters"]
+
+_GHOST_DISTANCE = 1000.0
+"""How far the ghosts of a batch that is filled up are from their images, in A."""
 
 
 @dataclass
@@ -68,10 +73,30 @@ class Potential(nn.Module):
         with torch.autocast(
             batch.pos.device.type, torch.bfloat16, enabled=self.train_in_bf16 and self.training
         ):
-            energy, forces = self.model(structures, topology)
+            if topology.padding is None:
+                energy, forces = self.model(structures, topology)
+            else:
+                energy, forces = self._padded(structures, topology, topology.padding)
+        of_atoms = topology.batch[: len(batch.pos)]
         if forces is not None:
             forces = self._units.forces(forces, self.config.forces == "gradient")
-        return Predictions(self._units.energy(energy, batch.atomic_numbers, topology.batch), forces)
+        return Predictions(self._units.energy(energy, batch.atomic_numbers, of_atoms), forces)
+
+    def _padded(
+        self, structures: Structures, topology: Topology, real: Padding
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the model says of the real systems and atoms; ghosts are hydrogen in a cell wider than every cutoff."""
+        atoms, systems = topology.n_atoms - real.n_atoms, topology.n_systems - real.n_systems
+        cell = torch.eye(3, dtype=structures.cell.dtype, device=structures.cell.device) * _GHOST_DISTANCE
+        filled = Structures(
+            F.pad(structures.pos, (0, 0, 0, atoms)),
+            torch.cat([structures.cell, cell.expand(systems, 3, 3)]),
+            F.pad(structures.atomic_numbers, (0, atoms), value=1),
+            None if structures.hidden is None else F.pad(structures.hidden, (0, atoms)),
+        )
+        # Without `padding`, so that all the model is given repeats with the sizes.
+        energy, forces = self.model(filled, dataclasses.replace(topology, padding=None))
+        return energy[: real.n_systems], None if forces is None else forces[: real.n_atoms]
 
     def atom_energies(self, batch: Any, topology: Topology) -> Tensor:
         """How the energies are made up of atoms, [n_atoms] in eV, float64: they sum to those of `forward`.
