@@ -53,6 +53,7 @@ def report() -> list[Check]:
         _packages,
         _torch,
         _segment_sums,
+        _kernels,
         _slurm,
         _machine,
         _folders,
@@ -162,6 +163,21 @@ def _segment_sums() -> Iterator[Check]:
                 f"; on CPUs {segment.ENVIRONMENT_VARIABLE}=torch is faster (benchmarks/results/segment.md)"
             )
         yield Check("segment sums", "ok", text)
+
+
+def _kernels() -> Iterator[Check]:
+    try:
+        from ocpgem import kernels
+    except (ImportError, OSError):
+        return
+    except OcpgemError as error:
+        yield Check("kernels", "missing", str(error))
+        return
+    if kernels.BACKEND == "triton":
+        yield Check("kernels", "ok", f"Triton {metadata.version('triton')}")
+        return
+    text = f"torch's own; {kernels.ENVIRONMENT_VARIABLE}=triton tries Triton's on a GPU (not measured yet)"
+    yield Check("kernels", "ok", text)
 
 
 def _slurm() -> Iterator[Check]:

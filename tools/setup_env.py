@@ -1,4 +1,4 @@
-"""Prepare .venv: the packages of requirements.lock and, with --full, torch-scatter.
+"""Prepare .venv: the packages of requirements.lock and, with --full, torch-scatter and Triton.
 
 Run by make, with nothing but the standard library. A second run finds everything in place and does nothing.
 torch-scatter exists only as source for most platforms: it is compiled once and kept outside the clone, by
@@ -32,6 +32,8 @@ SCATTER_STAMP = VENV / ".ocpgem-torch-scatter"
 UNFINISHED = VENV / ".ocpgem-unfinished"
 LOG = VENV / "setup.log"
 SCATTER = "torch-scatter==2.1.2"
+TRITON = "triton==3.9.0"
+"""For the tests of the kernels, in its interpreter. A torch for GPUs brings its own, which stays."""
 FIRST = ("torch", "setuptools", "wheel", "ninja")
 WHEEL_INDEX = "https://data.pyg.org/whl/torch-VERSION+cpu.html"
 
@@ -43,13 +45,16 @@ class SetupError(Exception):
 def main() -> int:
     """Prepare the environment and say what was done; returns the exit code."""
     parser = argparse.ArgumentParser(description="Prepare .venv for ocpgem.")
-    parser.add_argument("--full", action="store_true", help="also torch-scatter, compiled if need be")
+    parser.add_argument(
+        "--full", action="store_true", help="also torch-scatter, compiled if need be, and Triton"
+    )
     full = parser.parse_args().full
     begin = time.monotonic()
     try:
         with _only_one(ROOT, "another set-up of this clone is running; waiting for it"):
             worked = _install_packages()
             worked = _install_scatter(full, first_time=worked) or worked
+            worked = (full and _install_triton()) or worked
     except SetupError as error:
         print(f"set-up failed: {error}", file=sys.stderr)
         return 1
@@ -136,6 +141,14 @@ def _install_scatter(full: bool, first_time: bool) -> bool:
     _pip("installing torch-scatter", _only(_make_wheel(place)))
     if not _scatter_works(torch):
         raise SetupError("torch-scatter is installed but .venv/bin/python -c 'import torch_scatter' fails")
+    return True
+
+
+def _install_triton() -> bool:
+    """Install Triton where there are wheels and none is there; says if anything was done."""
+    if not sys.platform.startswith("linux") or _version_of("triton"):
+        return False
+    _pip("installing Triton, 280 MB, for the tests of kernels (half a minute)", ["--no-deps", TRITON])
     return True
 
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ocpgem.kernels import use_triton
+
 INV_SQRT_2 = 2.0**-0.5
 SILU_SCALE = 1 / 0.6
 """SiLU is divided by 0.6 so that it keeps the variance of a standard normal input."""
@@ -21,12 +23,25 @@ def float32_region(like: Tensor) -> torch.autocast:
 
 def scaled_silu(x: Tensor) -> Tensor:
     """SiLU(x) / 0.6, any shape."""
+    if use_triton(x):
+        from ocpgem.kernels.silu import silu_sum
+
+        return silu_sum(x, SILU_SCALE)
     return F.silu(x).mul_(SILU_SCALE)
 
 
 def skip(x: Tensor, update: Tensor) -> Tensor:
     """(x + update) / sqrt(2), which keeps the variance of independent inputs."""
     return torch.add(x, update).mul_(INV_SQRT_2)
+
+
+def skip_activated(x: Tensor, update: Tensor) -> Tensor:
+    """(x + SiLU(update) / 0.6) / sqrt(2)."""
+    if use_triton(update):
+        from ocpgem.kernels.silu import silu_sum
+
+        return silu_sum(update, SILU_SCALE, x, INV_SQRT_2)
+    return skip(x, scaled_silu(update))
 
 
 def he_orthogonal_(weight: Tensor) -> None:
@@ -154,7 +169,7 @@ def plain_chain(x: Tensor, weights: Sequence[Tensor], leading: bool) -> Tensor:
     if leading:
         x, weights = scaled_silu(F.linear(x, weights[0])), weights[1:]
     for first, second in zip(weights[::2], weights[1::2], strict=True):
-        x = skip(x, scaled_silu(F.linear(scaled_silu(F.linear(x, first)), second)))
+        x = skip_activated(x, F.linear(scaled_silu(F.linear(x, first)), second))
     return x
 
 
@@ -176,11 +191,20 @@ def _run_chain(x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[T
     own = leading  # whether nobody else reads x
     for number, (first, second) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
         growth = 2.0 ** (number / 2)
-        update = F.silu(product(F.silu(product(x, first / growth)), second * SILU_SCALE))
-        own = own and x.dtype == torch.result_type(x, update)
-        add = x.add_ if own else x.add
-        x, own = add(update, alpha=growth * SILU_SCALE), True
+        update = product(F.silu(product(x, first / growth)), second * SILU_SCALE)
+        x, own = _add_silu(x, update, growth * SILU_SCALE, own), True
     return x.mul_(2.0 ** (-len(weights) / 4)) if len(weights) else x
+
+
+def _add_silu(x: Tensor, update: Tensor, alpha: float, own: bool) -> Tensor:
+    """x + alpha * SiLU(update), in place of x if nobody else reads it (own)."""
+    if use_triton(update):
+        from ocpgem.kernels.silu import silu_sum
+
+        return silu_sum(update, alpha, x)
+    update = F.silu(update)
+    add = x.add_ if own and x.dtype == torch.result_type(x, update) else x.add
+    return add(update, alpha=alpha)
 
 
 class _Chain(torch.autograd.Function):
@@ -229,8 +253,8 @@ def _chain_gradient(
         scaled_silu(kept[0]) if leading else x
     ]  # what goes into each block, times sqrt(2) per block before it
     for number in range(n_blocks - 1):
-        update = F.silu(kept[2 * number + leading + 1])
-        starts.append(starts[-1].add(update, alpha=2.0 ** (number / 2) * SILU_SCALE))
+        update = kept[2 * number + leading + 1]
+        starts.append(_add_silu(starts[-1], update, 2.0 ** (number / 2) * SILU_SCALE, own=False))
     of_all: list[Tensor | None] = [None] * len(inputs)
     grad = grad * 2.0 ** (-n_blocks / 2)
     for number in reversed(range(n_blocks)):

@@ -7,6 +7,7 @@ from ocpgem.graph.topology import SymmetricEdgeSet
 from ocpgem.models.gemnet.bases import TripletBasis
 from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import GemNetConfig
+from ocpgem.models.gemnet.densities import density, read_degrees
 from ocpgem.models.gemnet.edge_ops import pad_by_target, reverse, unpad
 from ocpgem.models.gemnet.layers import Dense, ScaleFactor, float32_region, he_orthogonal_, skip
 
@@ -18,9 +19,7 @@ def read_density(x: Tensor, harmonics: Tensor, readers: Tensor, n_spherical: int
     [n_atoms, reading degree, n_spherical^2]; all zero-padded. The addition theorem splits the angle: edges are summed
     into a density per atom, which each edge then reads. Returns [n_atoms, reading degree, channels] per degree l.
     """
-    density = harmonics.transpose(1, 2) @ x  # [n_atoms, n_spherical^2, channels]
-    columns = [slice(degree**2, (degree + 1) ** 2) for degree in range(n_spherical)]
-    return [readers[:, :, of_degree] @ density[:, of_degree] for of_degree in columns]
+    return read_degrees(readers, density(harmonics, x), n_spherical)
 
 
 def angular_sum(x: Tensor, harmonics: Tensor, n_spherical: int) -> Tensor:

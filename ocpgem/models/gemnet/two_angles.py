@@ -22,6 +22,7 @@ from ocpgem.models.gemnet.basis import (
     scaled_harmonics,
     self_product,
 )
+from ocpgem.models.gemnet.densities import density, read_degrees
 from ocpgem.models.gemnet.edge_ops import pad_by_target, unpad
 from ocpgem.models.gemnet.geometry import (
     EdgeGeometry,
@@ -188,14 +189,13 @@ def sum_inner(x: Tensor, angles: QuadrupletAngles, tables: Quadruplets) -> Tenso
 
 def _sum_factorised(x: Tensor, angles: QuadrupletAngles) -> Tensor:
     n = angles.n_spherical
-    density = angles.inner_plane.transpose(1, 2) @ x  # [n_middle, n^2 + 2, channels]
+    of_middle = density(angles.inner_plane, x)  # [n_middle, n^2 + 2, channels]
     reader = angles.outer_plane  # [n_middle, max_outer, n^2 + 2]
-    right_angle = reader[:, :, n**2 :] @ density[:, n**2 :]
-    per_degree = []
-    for degree, value in enumerate(_right_angle_values(n)):
-        columns = slice(degree**2, (degree + 1) ** 2)
-        read = reader[:, :, columns] @ density[:, columns]
-        per_degree.append(torch.add(read, right_angle, alpha=value) if value else read)
+    right_angle = reader[:, :, n**2 :] @ of_middle[:, n**2 :]
+    per_degree = [
+        torch.add(read, right_angle, alpha=value) if value else read
+        for read, value in zip(read_degrees(reader, of_middle, n), _right_angle_values(n), strict=True)
+    ]
     return torch.stack(per_degree, dim=2)
 
 

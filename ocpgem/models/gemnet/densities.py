@@ -1,0 +1,29 @@
+"""Densities per atom or edge, and what is read of them: sums over angles in O(edges) (spec/density.md A)."""
+
+import torch
+from torch import Tensor
+
+from ocpgem.kernels import use_triton
+
+
+def density(weights: Tensor, x: Tensor) -> Tensor:
+    """The sum over edges: [n, n_edges, n_functions], [n, n_edges, channels] -> [n, n_functions, channels]."""
+    if use_triton(x) and x.dtype == weights.dtype:
+        from ocpgem.kernels.angular import accumulate
+
+        return accumulate(weights, x)
+    return weights.transpose(1, 2) @ x
+
+
+def read_degrees(weights: Tensor, density: Tensor, n_spherical: int) -> list[Tensor]:
+    """Per degree l, spherical harmonics times the density: [n, n_edges, channels] each.
+
+    weights: [n, n_edges, n_spherical^2], density: [n, n_spherical^2, channels]; more functions behind those are left.
+    """
+    n = n_spherical**2
+    if use_triton(density) and density.dtype == weights.dtype:
+        from ocpgem.kernels.angular import read
+
+        return list(torch.unbind(read(weights[:, :, :n], density[:, :n], n_spherical), dim=2))
+    columns = [slice(degree**2, (degree + 1) ** 2) for degree in range(n_spherical)]
+    return [weights[:, :, of_degree] @ density[:, of_degree] for of_degree in columns]
