@@ -1,6 +1,7 @@
 """A model that speaks eV: a GemNet with the normalisation of its targets."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +42,14 @@ class Potential(nn.Module):
 
     train_in_bf16: in training mode, compute the dense layers in bfloat16. It is entered here and not around the call,
     because DeepSpeed turns off an autocast that it finds around its engine on a GPU.
+
+    compiled: what computes the model's part for batches that are filled up, as `model` if None.
     """
 
     def __init__(self, model: GemNetConfig, normalization: Normalization) -> None:
         super().__init__()
         self.train_in_bf16 = False
+        self.compiled: Callable[[Structures, Topology], tuple[Tensor, Tensor | None]] | None = None
         self.model = GemNet(model)
         self.normalization = normalization
 
@@ -95,7 +99,8 @@ class Potential(nn.Module):
             None if structures.hidden is None else F.pad(structures.hidden, (0, atoms)),
         )
         # Without `padding`, so that all the model is given repeats with the sizes.
-        energy, forces = self.model(filled, dataclasses.replace(topology, padding=None))
+        call = self.model if self.compiled is None else self.compiled
+        energy, forces = call(filled, dataclasses.replace(topology, padding=None))
         return energy[: real.n_systems], None if forces is None else forces[: real.n_atoms]
 
     def atom_energies(self, batch: Any, topology: Topology) -> Tensor:

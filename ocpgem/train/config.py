@@ -274,10 +274,11 @@ class TrainConfig(Section):
         description="compute activations again for the gradient instead of keeping them: a fifth of their memory for a "
         "third more work with direct forces (little is saved with gradient forces)",
     )
-    compile: Literal["off", "blocks"] = Field(
+    compile: Literal["off", "blocks", "full"] = Field(
         "off",
-        description="blocks: torch.compile translates the interaction blocks (a minute or more at the start; direct "
-        "forces only, the same numbers up to rounding)",
+        description="blocks: torch.compile translates the interaction blocks (a minute or more at the start); full: "
+        "the whole model, for training batches that are filled up to at most 8 sizes (minutes for each size); direct "
+        "forces only, the same numbers up to rounding",
     )
     log_every_steps: int = Field(10, ge=1)
     histograms_every_steps: int | None = Field(
@@ -336,8 +337,8 @@ class TrainConfig(Section):
             return self
         if self.model.forces == "gradient":
             raise ValueError(
-                "compile: blocks does not work with model.forces: gradient, which need a second derivative that "
-                "torch.compile does not have; use compile: off"
+                f"compile: {self.compile} does not work with model.forces: gradient, which need a second derivative "
+                "that torch.compile does not have; use compile: off"
             )
         others = {
             "activation_checkpointing: true": self.activation_checkpointing,
@@ -347,7 +348,7 @@ class TrainConfig(Section):
         }
         for other, is_on in others.items():
             if is_on:
-                raise ValueError(f"compile: blocks does not work with {other}; turn one of them off")
+                raise ValueError(f"compile: {self.compile} does not work with {other}; turn one of them off")
         return self
 
     @model_validator(mode="after")

@@ -30,7 +30,7 @@ from ocpgem.parallel.watchdog import Watchdog, is_lost_peer
 from ocpgem.train.batching import eval_batching, prepare_costs, require_work_for_all, train_batching
 from ocpgem.train.callbacks import Callback
 from ocpgem.train.checkpoint_files import Retention
-from ocpgem.train.compiling import compile_blocks
+from ocpgem.train.compiling import compile_blocks, compile_full
 from ocpgem.train.config import CheckpointSection, TrainConfig
 from ocpgem.train.datasets import describe_sets, edges_to_read, open_data_sets
 from ocpgem.train.ema import moving_average
@@ -165,6 +165,8 @@ def _assemble(
     require_work_for_all(config.data, batching, train_set, n_groups)
     if config.compile == "blocks":
         compile_blocks(potential, device)
+    elif config.compile == "full":
+        compile_full(potential, device)
     engine = Engine(potential, config.optim, config.parallel, device, graph)
     return RunParts(
         config=config,

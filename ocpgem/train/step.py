@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ocpgem.data.loader import StepBatch
 from ocpgem.errors import TrainingError
+from ocpgem.graph.buckets import Buckets
 from ocpgem.graph.topology import Topology
 from ocpgem.parallel import group
 from ocpgem.parallel.partition import partition
@@ -27,6 +28,7 @@ class StepRunner:
         self._parts = parts
         self._config = parts.config
         self._faults = FaultFile(parts.run.path)
+        self._buckets = Buckets() if parts.config.compile == "full" else None
         self.skipped = 0
         """Steps left out so far, over the whole run."""
 
@@ -72,7 +74,7 @@ class StepRunner:
                 doing = _described(topology_on_host)
                 # From pinned memory, so that the copy is queued while the device still computes.
                 batch = on_host.to(parts.device, non_blocking=True)
-                own = partition(topology_on_host, parts.engine.graph)
+                own = self._filled(partition(topology_on_host, parts.engine.graph))
                 topology = own.to(parts.device, non_blocking=True)
                 # Padding repeats a system only so that every rank runs as many micro-batches.
                 share = self._share(step_batch, batch, topology) * float(index < n_real)
@@ -90,6 +92,13 @@ class StepRunner:
             report = report_of(rank, error, doing)
             report.divisible = step_batch.divisible
             return total, report
+
+    def _filled(self, topology: Topology) -> Topology:
+        """The topology, filled up to one of few sizes where a program is compiled for each."""
+        if self._buckets is None:
+            return topology
+        filled = self._buckets.pad(topology)
+        return filled.pin_memory() if self._parts.device.type == "cuda" else filled
 
     def _share(self, step_batch: StepBatch, batch: Any, topology: Topology) -> Tensor:
         parts, config = self._parts, self._config

@@ -4,6 +4,7 @@ import resource
 
 import torch
 
+from ocpgem.graph.buckets import MOST_SHAPES
 from ocpgem.train.compiling import MOST_GRAPHS, n_graphs
 from ocpgem.train.parts import RunParts, TrainSummary
 from ocpgem.train.state import TrainState
@@ -28,6 +29,11 @@ def as_text(summary: TrainSummary, state: TrainState, parts: RunParts) -> str:
     if config.compile == "blocks":
         lines.append(
             f"torch.compile: {n_graphs()} graphs (at most {MOST_GRAPHS} of a block; later kinds run as they are)"
+        )
+    if config.compile == "full":
+        lines.append(
+            f"torch.compile: {n_graphs()} graphs, one for each size that batches were filled up to "
+            f"(at most {MOST_SHAPES}; other batches run as they are)"
         )
     if state.skipped:
         lines.append(f"steps left out because they were not finite: {state.skipped}")

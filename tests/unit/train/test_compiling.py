@@ -1,6 +1,7 @@
-"""`compile: blocks`: the numbers of a run that is not compiled, few graphs, and refusals in one sentence."""
+"""`compile: blocks` and `full`: the numbers of a run that is not compiled, few graphs, refusals in one sentence."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from pydantic import ValidationError
 
 from ocpgem.checkpoint import load_potential
 from ocpgem.errors import RequestError
-from ocpgem.train.compiling import MOST_GRAPHS, compile_blocks, n_graphs
+from ocpgem.graph.buckets import MOST_SHAPES, Buckets
+from ocpgem.graph.topology import Topology
+from ocpgem.models.potential import Potential
+from ocpgem.train.compiling import MOST_GRAPHS, compile_blocks, compile_full, n_graphs
 from ocpgem.train.run import train
 from tests.structures import case_config, random_potential, random_slabs, topology_of
 from tests.tiny_runs import ROOT, clean_environment, tiny_config, write_tiny_data
@@ -44,28 +48,34 @@ def measured(folder: Path) -> list[dict[str, float]]:
 def test_a_compiled_run_has_the_numbers_of_one_that_is_not(tmp_path: Path) -> None:
     """Batches of several sizes, training and validation; each run in a process of its own, as DeepSpeed wants it."""
     write_tiny_data(tmp_path)
-    for how in ("off", "blocks"):
+    for how in ("off", "blocks", "full"):
         program = [sys.executable, "-m", "tests.unit.train.test_compiling", str(tmp_path), how]
         done = subprocess.run(
             program, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-    plain, compiled = measured(tmp_path / "off"), measured(tmp_path / "blocks")
-    assert len(plain) > 4
-    assert "loss" in plain[0]
-    for one, other in zip(plain, compiled, strict=True):
-        assert one == pytest.approx(other, rel=1e-4)
-    models = [load_potential(tmp_path / how / "checkpoints" / "6" / "model.pt") for how in ("off", "blocks")]
-    for (name, weight), (same_name, other_weight) in zip(
-        *(model.named_parameters() for model in models), strict=True
-    ):
-        assert name == same_name
-        torch.testing.assert_close(weight, other_weight, rtol=1e-4, atol=1e-5)
+    for how in ("blocks", "full"):
+        plain, compiled = measured(tmp_path / "off"), measured(tmp_path / how)
+        assert len(plain) > 4
+        assert "loss" in plain[0]
+        for one, other in zip(plain, compiled, strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
+        models = [load_potential(tmp_path / run / "checkpoints" / "6" / "model.pt") for run in ("off", how)]
+        for (name, weight), (same_name, other_weight) in zip(
+            *(model.named_parameters() for model in models), strict=True
+        ):
+            assert name == same_name
+            torch.testing.assert_close(weight, other_weight, rtol=1e-4, atol=1e-5)
     assert "torch.compile" not in (tmp_path / "off" / "summary.txt").read_text()
     # One for training and one for validation, whatever the sizes of the batches.
     assert (
         f"torch.compile: 2 graphs (at most {MOST_GRAPHS}" in (tmp_path / "blocks" / "summary.txt").read_text()
     )
+    found = re.search(
+        r"torch.compile: (\d+) graphs, one for", (tmp_path / "full" / "summary.txt").read_text()
+    )
+    assert found is not None
+    assert 1 <= int(found[1]) <= MOST_SHAPES
 
 
 @pytest.mark.slow  # the graph of a whole GemNet-OC block
@@ -87,6 +97,37 @@ def test_all_paths_of_gemnet_oc_are_one_graph_for_all_sizes() -> None:
     assert 1 <= n_graphs() - before <= 2  # a size that two parts share at first may be set free once
 
 
+@pytest.mark.slow  # the graphs of two whole models, each for two sizes
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(NO_COMPILER, reason="needs g++")
+@pytest.mark.parametrize("case", ["gemnet_dT", "gemnet_OC"])
+def test_a_whole_model_is_one_graph_for_each_size_batches_are_filled_up_to(case: str) -> None:
+    """Energies, forces and gradients of weights, without the C++ compiler, the last stage."""
+    config = case_config(case, n_blocks=1)
+    plain, compiled = (random_potential(config).train() for _ in range(2))
+    compile_full(compiled, torch.device("cpu"), backend="aot_eager")
+    buckets, before = Buckets(most=2), n_graphs()
+    sizes = [(9, 5), (8, 5), (4, 3), (9, 4), (4, 2)]
+    for seed, n_atoms in enumerate(sizes):
+        batch = random_slabs(n_atoms, seed=seed)
+        topology = topology_of(batch, config.graph_spec)
+        expected, found = outputs(plain, batch, topology), outputs(compiled, batch, buckets.pad(topology))
+        assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+    assert len(buckets.shapes) == 2
+    assert n_graphs() - before == 2
+
+
+def outputs(potential: Potential, batch: Any, topology: Topology) -> torch.Tensor:
+    """Energies, forces and the gradients of all weights in one row."""
+    potential.zero_grad()
+    predicted = potential(batch, topology)
+    assert predicted.forces is not None
+    (predicted.energy.sum() + predicted.forces.pow(2).sum()).backward()
+    of_weights = [p.grad.flatten() for p in potential.parameters() if p.grad is not None]
+    return torch.cat([predicted.energy.detach(), predicted.forces.detach().flatten(), *of_weights])
+
+
+@pytest.mark.parametrize("how", ["blocks", "full"])
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -96,16 +137,17 @@ def test_all_paths_of_gemnet_oc_are_one_graph_for_all_sizes() -> None:
         ({"parallel": {"graph": 2}}, "graph"),
     ],
 )
-def test_what_cannot_be_compiled_is_refused(changes: dict[str, Any], word: str) -> None:
-    with pytest.raises(ValidationError, match=f"compile: blocks does not work with .*{word}"):
-        tiny_config(compile="blocks", **changes)
+def test_what_cannot_be_compiled_is_refused(changes: dict[str, Any], word: str, how: str) -> None:
+    with pytest.raises(ValidationError, match=f"compile: {how} does not work with .*{word}"):
+        tiny_config(compile=how, **changes)
 
 
 def test_a_missing_compiler_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     potential = random_potential(case_config("gemnet_dT"), torch.float32)
-    with pytest.raises(RequestError, match="no no-such-compiler on PATH"):
-        compile_blocks(potential, torch.device("cpu"))
+    for compiling in (compile_blocks, compile_full):
+        with pytest.raises(RequestError, match="no no-such-compiler on PATH"):
+            compiling(potential, torch.device("cpu"))
 
 
 if __name__ == "__main__":
