@@ -137,28 +137,40 @@ class TrainPlan:
 def split_batch(
     work: Ints, rank: int, world_size: int, limit: tuple[Ints, int] | None = None
 ) -> tuple[list[Ints], int]:
-    """Divide the systems of a step over ranks and micro-batches.
+    """Divide the systems of a step over ranks, then those of each rank over micro-batches.
 
-    work: [n], what is balanced; limit: another cost [n], each at most the number with it, which no micro-batch
-    exceeds. Every rank gets the same number of micro-batches, as few as possible. Returns the places in the step of
-    those of `rank`, and how many of them, at the end, are padding: the cheapest system of the step once more.
+    work: [n], what is balanced over ranks; limit: another cost [n], each at most the number with it, which no
+    micro-batch exceeds. Every rank gets as many micro-batches as the one that needs most. Returns the places in the
+    step of those of `rank`, the largest first, and how many of them, at the end, are padding: the cheapest system of
+    the step once more.
     """
-    n_micro = 1 if limit is None else max(1, -(-int(limit[0].sum()) // (world_size * limit[1])))
-    while True:
-        bins = balance(work, world_size * n_micro)
-        if limit is None or max(int(limit[0][chosen].sum()) for chosen in bins) <= limit[1]:
-            break
-        n_micro += 1
-    by_load = np.argsort([-int(work[chosen].sum()) for chosen in bins], kind="stable")
-    mine = []
-    for micro in range(n_micro):
-        # Forth and back, so that nobody gets the largest of every round.
-        place = rank if micro % 2 == 0 else world_size - 1 - rank
-        chosen = bins[by_load[micro * world_size + place]]
-        if chosen:
-            mine.append(np.array(sorted(chosen)))
+    shares = balance(work, world_size)
+    shares.sort(key=lambda share: -int(work[share].sum()))
+    pieces = [[share] if share else [] for share in shares]
+    if limit is not None:
+        pieces = [_first_fit(share, *limit) for share in shares]
+    n_micro = max(1, *map(len, pieces))
+    even = [[shares[rank][place] for place in chosen] for chosen in balance(work[shares[rank]], n_micro)]
+    if limit is None or all(limit[0][piece].sum() <= limit[1] for piece in even):
+        pieces[rank] = [piece for piece in even if piece]
+    pieces[rank].sort(key=lambda piece: -int(work[piece].sum()))
+    mine = [np.array(sorted(piece)) for piece in pieces[rank]]
     n_padding = n_micro - len(mine)
     return mine + [np.array([int(np.argmin(work))])] * n_padding, n_padding
+
+
+def _first_fit(share: list[int], cost: Ints, most: int) -> list[list[int]]:
+    """Some systems in few groups of at most so much: the costliest first, each into the first group with room."""
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for system, needed in sorted(zip(share, cost[share].tolist(), strict=True), key=lambda pair: -pair[1]):
+        place = next((number for number, left in enumerate(room) if needed <= left), len(groups))
+        if place == len(groups):
+            groups.append([])
+            room.append(most)
+        groups[place].append(system)
+        room[place] -= needed
+    return groups
 
 
 def plan_evaluation(work: Ints, rank: int, world_size: int, caps: Sequence[tuple[Ints, int]]) -> list[Ints]:

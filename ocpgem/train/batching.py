@@ -1,8 +1,11 @@
 """How the batches of a run are made: the budgets of its configuration in units of its model's costs."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
 
 from ocpgem.data.cost import ATOMS, SYSTEMS, Batching, Budget, Cost, fit_edge_cost
 from ocpgem.data.dataset import Dataset
@@ -17,6 +20,10 @@ from ocpgem.train.config import BatchBudget, DataSection
 from ocpgem.train.run_directory import RunDirectory
 
 COSTS_FILE = "costs.json"
+BALANCED = 1.05
+"""The slowest rank's work over the mean, up to which ranks count as balanced."""
+_LOOKED_AT = 20_000
+"""Systems among which the largest is looked for; of more, so many evenly spaced ones."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,35 @@ def require_work_for_all(data: DataSection, batching: Batching, train_set: Datas
             f"data.batch_size is {batching.size.amount} {batching.size.cost.unit} over all ranks, about "
             f"{n_systems:.3g} systems, fewer than the {world_size} ranks; raise it or use fewer ranks"
         )
+
+
+def unbalanced(batching: Batching, train_set: Dataset, world_size: int) -> str | None:
+    """What to tell a user whose steps cannot be balanced, since one system is more than a rank's share; else None.
+
+    No division of a step makes the slowest rank faster than its largest system. A run may want that all the same
+    (the content of its steps does not depend on the number of ranks), so it is said and not refused.
+    """
+    places = np.unique(np.linspace(0, len(train_set) - 1, min(_LOOKED_AT, len(train_set))).astype(np.int64))
+    rows = train_set.rows(places)
+    work, size = batching.work.of(rows), batching.size.cost.of(rows)
+    n_systems = min(batching.size.amount / max(1e-9, float(size.mean())), len(train_set))
+    share, largest = n_systems * float(work.mean()) / world_size, int(work.max())
+    if world_size == 1 or largest <= BALANCED * share:
+        return None
+    needed = largest / (BALANCED * share)
+    # 2 %: steps are filled up to the budget and not beyond it, and their systems differ from the mean
+    advice = (
+        f"data.batch_size of {math.ceil(1.02 * needed * batching.size.amount):,} {batching.size.cost.unit}"
+    )
+    return (
+        f"ranks cannot be balanced in every step: the largest system has {largest:,} {batching.work.unit}, "
+        f"{largest / share - 1:.0%} more than a rank's share of {share:,.0f}; they can with a {advice}, "
+        + (
+            f"or on {int(world_size / (1.02 * needed))} rank(s)"
+            if world_size > 1.02 * needed
+            else "or on 1 rank"
+        )
+    )
 
 
 def systems_per_step(batching: Batching, train_set: Dataset) -> float:

@@ -20,7 +20,7 @@ from ocpgem.errors import RequestError
 from ocpgem.graph.topology import Topology
 from ocpgem.models.potential import Normalization
 from ocpgem.parallel.graph import require_groups
-from ocpgem.train.batching import Costs, eval_batching, require_work_for_all, train_batching
+from ocpgem.train.batching import Costs, eval_batching, require_work_for_all, train_batching, unbalanced
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.datasets import edges_to_read, open_data_sets
 from ocpgem.train.engine import import_deepspeed
@@ -144,6 +144,8 @@ def estimate(
     require_groups(config.parallel.graph, world_size)
     n_groups = world_size // config.parallel.graph
     require_work_for_all(config.data, batching, train_set, n_groups)
+    if remark := unbalanced(batching, train_set, n_groups):
+        say(remark)
     plan = TrainPlan(
         train_set.draws(config.seed) or all_once(len(train_set), config.seed), train_set.rows, batching
     )
@@ -178,7 +180,7 @@ class _Steps:
     """What the plan of the first steps says."""
 
     largest: Any
-    """The systems of rank 0's largest micro-batch; rank 0 gets the largest of every step."""
+    """The systems of rank 0's largest micro-batch; rank 0 has the most work in every step."""
     micro_batches: int
     """The most of a step."""
     work: float

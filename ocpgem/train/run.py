@@ -27,7 +27,13 @@ from ocpgem.parallel.device import choose_device
 from ocpgem.parallel.graph import graph_group, require_groups
 from ocpgem.parallel.signals import StopRequest
 from ocpgem.parallel.watchdog import Watchdog, is_lost_peer
-from ocpgem.train.batching import eval_batching, prepare_costs, require_work_for_all, train_batching
+from ocpgem.train.batching import (
+    eval_batching,
+    prepare_costs,
+    require_work_for_all,
+    train_batching,
+    unbalanced,
+)
 from ocpgem.train.callbacks import Callback
 from ocpgem.train.checkpoint_files import Retention
 from ocpgem.train.compiling import compile_blocks, compile_full
@@ -163,6 +169,8 @@ def _assemble(
     number, n_groups = group.rank() // config.parallel.graph, group.world_size() // config.parallel.graph
     loader = TrainLoader(recipe, batching, config.seed, number, n_groups, settings)
     require_work_for_all(config.data, batching, train_set, n_groups)
+    if group.is_main() and (remark := unbalanced(batching, train_set, n_groups)):
+        _say(console, remark)
     if config.compile == "blocks":
         compile_blocks(potential, device)
     elif config.compile == "full":

@@ -71,7 +71,7 @@ def with_engine(potential: Potential, parallel: ParallelSection) -> tuple[torch.
     weights = moving_average(potential, 0.0, parallel.zero_stage).state_dict()
     return torch.cat([weight.flatten() for weight in weights.values()]), {
         "micro_batches": micro,
-        "padding": padding,
+        "padding": max(group.all_gather_objects(padding)),  # rank 0 has the most work and pads least
     }
 
 

@@ -44,6 +44,7 @@ def real(share):
     return share.micro_batches[: len(share.micro_batches) - share.n_padding]
 
 
+@settings(deadline=None)
 @given(EDGES, RANKS, st.none() | st.integers(1000, 3000))
 def test_a_step_is_divided_without_loss_or_repetition(edges, world_size, max_edges):
     limit = None if max_edges is None else (edges, max_edges)
@@ -58,6 +59,7 @@ def test_a_step_is_divided_without_loss_or_repetition(edges, world_size, max_edg
         assert all(padding == 0 for _, padding in shares)
 
 
+@settings(deadline=None)
 @given(EDGES, RANKS)
 def test_no_rank_has_more_than_its_share_and_one_system(edges, world_size):
     shares = [split_batch(edges, rank, world_size) for rank in range(world_size)]
@@ -120,6 +122,7 @@ def test_a_run_resumes_at_any_step_whether_it_remembers_what_was_drawn_or_not(ca
         plan_module.LOOK_AHEAD = before
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**31), st.integers(0, 1000), st.data())
 def test_an_order_is_a_permutation_that_can_be_asked_for_in_parts(n, seed, epoch, data):
     whole = permuted(np.arange(n), n, seed, epoch)
@@ -128,6 +131,7 @@ def test_an_order_is_a_permutation_that_can_be_asked_for_in_parts(n, seed, epoch
     assert permuted(np.arange(start, n), n, seed, epoch).tolist() == whole[start:].tolist()
 
 
+@settings(deadline=None)
 @given(EDGES, RANKS, st.integers(1, 20), st.none() | st.integers(100, 3000))
 def test_evaluation_visits_every_system_once_within_the_limits(edges, world_size, max_systems, max_edges):
     caps = [(np.ones_like(edges), max_systems)]
