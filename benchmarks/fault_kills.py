@@ -1,6 +1,6 @@
 """Kill -9 at random times: a rank chosen by chance, at a moment chosen by chance, again and again until a run is done.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.fault_kills [--kills 15] [--ranks 2 4] [--seed 0] [--out FILE.json]
+    OMP_NUM_THREADS=1 python benchmarks/fault_kills.py [--kills 15] [--ranks 2 4] [--seed 0] [--out FILE.json]
 
 So many kills hit one run for each number of ranks. After each kill the launcher must end by itself with an exit
 code that says so, nothing that it started may be left, and nothing but sentences may have been printed; the same
@@ -14,12 +14,15 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.distributed import forked
 from tests.distributed.processes import alive, descendants

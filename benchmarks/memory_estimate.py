@@ -10,6 +10,7 @@ of which the middle one of the three counts.
 Writes benchmarks/results/memory_estimate.md.
 """
 
+import argparse
 import os
 import platform
 import re
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from records import slab
 
 from ocpgem.data.lmdb_store import write_dataset
@@ -102,6 +106,9 @@ def systems(first: int, count: int) -> list[System]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_dataset(folder / "train", systems(0, 24))

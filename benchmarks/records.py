@@ -9,6 +9,7 @@ memory. Every figure is the median of seven repetitions.
 
 from __future__ import annotations
 
+import argparse
 import os
 
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
@@ -118,6 +119,9 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder))

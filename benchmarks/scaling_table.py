@@ -7,6 +7,7 @@ one of 1,794, larger than any there. Every number is
 what `main.py train CONFIG --dry-run --gpu A100-80GB --nproc 8` says, with the overrides that the table names.
 """
 
+import argparse
 import contextlib
 import io
 import re
@@ -121,6 +122,9 @@ def table(folder: Path) -> list[str]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with tempfile.TemporaryDirectory() as name:
         lines = table(Path(name))
     about = (__doc__ or "").partition("results/scaling_table.md)\n\n")[2]

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from ocpgem.data.folder import (
-    PLAN_FILE,
     Summary,
     agree_on_plan,
     is_complete,
@@ -27,7 +26,14 @@ from ocpgem.data.folder import (
     only_writer,
     summary_of,
 )
-from ocpgem.data.lmdb_store import SIZES_FILE, LmdbDataset, ShardWriter, shard_name, write_atomically
+from ocpgem.data.lmdb_store import (
+    PLAN_FILE,
+    SIZES_FILE,
+    LmdbDataset,
+    ShardWriter,
+    shard_name,
+    write_atomically,
+)
 from ocpgem.data.numbering import ROWS, number_records
 from ocpgem.data.screening import MISSING_ENERGY, MISSING_FORCES, Limits, TagRule, Tally, edges_or_fault
 from ocpgem.data.selection import Selection, write_selection

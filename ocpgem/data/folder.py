@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ocpgem.data.lmdb_store import METADATA_FILE, LmdbDataset, write_atomically
+from ocpgem.data.lmdb_store import METADATA_FILE, PLAN_FILE, LmdbDataset, write_atomically
 from ocpgem.errors import DataError, RequestError
 
-PLAN_FILE, LOCK_FILE = "conversion.json", ".lock"
+LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ from ocpgem.graph.spec import GraphSpec
 SHARD_FORMAT, DATASET_FORMAT, VERSION = "ocpgem-shard", "ocpgem-dataset", 1
 HEADER_KEY, SIZES_KEY = b"ocpgem", b"sizes"
 METADATA_FILE, SIZES_FILE = "metadata.json", "sizes.npy"
+PLAN_FILE = "conversion.json"
+"""Lies in a folder as long as a conversion into it is not done."""
 RECORDS_PER_TRANSACTION = 1000
 
 _KEY = struct.Struct(">I")
@@ -285,6 +287,8 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def _why_no_metadata(folder: Path) -> str:
+    if (folder / PLAN_FILE).exists():
+        return f"{folder}: its conversion was interrupted or still runs: give the same command again, and it goes on"
     shards = sorted(folder.glob("*.lmdb"))
     if not shards:
         return f"{folder} holds no data set: there is neither {METADATA_FILE} nor a .lmdb or .aselmdb file"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ocpgem.data.folder import PLAN_FILE, Summary, agree_on_plan, is_complete, only_writer, summary_of
-from ocpgem.data.lmdb_store import LmdbDataset
+from ocpgem.data.folder import Summary, agree_on_plan, is_complete, only_writer, summary_of
+from ocpgem.data.lmdb_store import PLAN_FILE, LmdbDataset
 from ocpgem.data.numbering import duplicate
 from ocpgem.data.selection import Selection, check_shards, identity, open_own, write_selection
 from ocpgem.data.workers import available_cores, check_workers

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ocpgem.data.folder import PLAN_FILE, Summary, agree_on_plan, is_complete, only_writer, summary_of
-from ocpgem.data.lmdb_store import METADATA_FILE, LmdbDataset
+from ocpgem.data.folder import Summary, agree_on_plan, is_complete, only_writer, summary_of
+from ocpgem.data.lmdb_store import METADATA_FILE, PLAN_FILE, LmdbDataset
 from ocpgem.data.selection import Selection, identity, open_own, write_selection
 from ocpgem.data.workers import available_cores, check_workers
 from ocpgem.errors import RequestError

@@ -123,7 +123,8 @@ def mean_and_std_of(entry: Any, of: str, origin: str) -> tuple[float, float]:
     mean, std = _number(entry.get("mean", 0.0)), _number(_pick(entry, ("std", "rmsd", "stdev")))
     if mean is None or std is None or not std > 0:
         raise CheckpointError(
-            f"{origin}: the normaliser of {of} lacks a mean or a positive std: {dict(entry)}"
+            f"{origin}: the normaliser of {of} needs a mean and a positive std; it has mean {mean}, std {std} "
+            f"(fields: {', '.join(map(str, entry)) or 'none'})"
         )
     return mean, std
 

@@ -286,7 +286,7 @@ def test_a_killed_conversion_goes_on_where_it_was(tmp_path):
     time.sleep(1.5)  # its workers end by themselves
     finished = {path: path.stat().st_mtime_ns for path in (out / ".parts").glob("data.*.lmdb")}
     assert 3 <= len(finished) < 12
-    with pytest.raises(DataError, match="holds no data set"):
+    with pytest.raises(DataError, match="interrupted or still runs: give the same command again"):
         LmdbDataset(out)
     with pytest.raises(RequestError, match="unfinished conversion of other files or with other options"):
         convert_files([source], out, Options(tags="0"), 1)

@@ -117,8 +117,8 @@ def test_labels_that_were_not_normalised_stay_as_they_are(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"energy": {"mean": 0.0}}, "normaliser of energy lacks"),
-        ({"energy": {"mean": 0.0, "std": 0.0}}, "normaliser of energy lacks"),
+        ({"energy": {"mean": 0.0}}, "normaliser of energy needs .* has mean 0.0, std None"),
+        ({"energy": {"mean": torch.tensor(0.0), "std": torch.tensor(0.0)}}, "energy needs .* std 0.0 "),
         ({"energy": [0.0, 1.0]}, "normaliser of energy is a list"),
         ({"forces": {"mean": 0.1, "std": 1.0}}, "by the mean 0.1"),
         ([1, 2], "normalizers are a list"),
