@@ -103,6 +103,16 @@ def wait_for_end(job: Job) -> str:
     )
 
 
+def wait_for_accounting(job: Job) -> list[str]:
+    """The states of a job's allocations in the accounting, once it knows their ends: it lags behind."""
+
+    def look() -> list[str] | None:
+        states = slurm("sacct", "-D", "-X", "-n", "-P", "-j", job.number, "-o", "State").split("\n")
+        return None if {"", "RUNNING", "PENDING", "COMPLETING"} & set(states) else states
+
+    return wait_for(f"the accounting of job {job.number}", look, job.run_dir)
+
+
 def wait_for_event(run: Path, **facts: Any) -> dict[str, Any]:
     """Wait for a line of the history of a run's jobs."""
 

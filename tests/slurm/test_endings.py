@@ -26,6 +26,7 @@ from tests.slurm.cluster import (
     tensors_of,
     tiny_project,
     wait_for,
+    wait_for_accounting,
     wait_for_end,
     wait_for_event,
     wait_for_step,
@@ -178,7 +179,7 @@ def test_a_failing_rank_ends_the_whole_job_within_seconds_and_is_not_requeued(
     assert "rank 1 on n" in event["text"]
     assert "Killed" in event["text"]
     wait_for_no_job(job)
-    assert slurm("sacct", "-D", "-X", "-n", "-P", "-j", job.number, "-o", "State") == "FAILED"
+    assert wait_for_accounting(job) == ["FAILED"]
     capsys.readouterr()
     assert main(["jobs", str(run)]) == 0
     assert "Killed" in capsys.readouterr().out.replace("\n", " ")

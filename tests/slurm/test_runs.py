@@ -20,6 +20,7 @@ from tests.slurm.cluster import (
     submit,
     tensors_of,
     tiny_project,
+    wait_for_accounting,
     wait_for_end,
     wait_for_step,
 )
@@ -65,7 +66,7 @@ def test_two_nodes_of_two_ranks_train_as_four_local_ranks_bit_for_bit(four_ranks
 def test_a_run_survives_a_controller_that_is_restarted(four_ranks: Job) -> None:
     assert state_of(four_ranks).name == "FINISHED"
     assert steps_of(four_ranks.run_dir) == list(range(1, STEPS + 1))
-    assert slurm("sacct", "-X", "-n", "-P", "-j", four_ranks.number, "-o", "State") == "COMPLETED"
+    assert wait_for_accounting(four_ranks) == ["COMPLETED"]
 
 
 def test_what_was_submitted_can_be_told_later(four_ranks: Job, capsys: pytest.CaptureFixture[str]) -> None:
