@@ -16,6 +16,7 @@ from ase.io import write
 
 from ocpgem.cli import main
 from ocpgem.data.open import open_dataset
+from tests.distributed.processes import children, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = "species:S:1:pos:R:3:move_mask:L:1:tags:I:1:forces:R:3"
@@ -187,19 +188,19 @@ def test_ctrl_c_while_the_workers_start_shows_no_traceback(archive, tmp_path):
     with subprocess.Popen(
         [*command, "--workers", "2"], stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
-        while "spawn_main" not in "".join(command_lines(process.pid)):
-            assert process.poll() is None
-            time.sleep(0.001)
+        wait_for(lambda: any("spawn_main" in command_line(pid) for pid in children(process.pid)), process)
         os.killpg(process.pid, signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in error
 
 
-def command_lines(group: int) -> list[str]:
-    """The command lines of the processes of a group."""
-    words = ["ps", "-o", "args=", "-g", str(group), "--no-headers"]
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.splitlines()
+def command_line(pid: int) -> str:
+    """What a process was started with; empty once it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def test_ctrl_c_leaves_whole_shards_only(archive, tmp_path):

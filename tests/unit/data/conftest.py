@@ -1,4 +1,5 @@
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,14 @@ def make_system() -> MakeSystem:
         return System(**(values | fields))  # type: ignore[arg-type]
 
     return build
+
+
+@pytest.fixture
+def sigchld_as_before() -> Iterator[None]:
+    """For tests with a DataLoader of torch, whose handler of dying workers would stay for the tests after them."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.fixture(scope="session")

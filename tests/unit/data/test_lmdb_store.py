@@ -80,6 +80,7 @@ def test_workers_read_what_the_main_process_has_open(folder, systems, method):
     assert ids(dataset) == expected
 
 
+@pytest.mark.usefixtures("sigchld_as_before")
 def test_forked_torch_workers_read_an_open_data_set(folder, systems):
     dataset = LmdbDataset(folder)
     first = dataset[0].sid

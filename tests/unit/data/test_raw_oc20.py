@@ -211,7 +211,7 @@ def test_a_killed_conversion_goes_on_where_it_was(archive, tmp_path):
     wait_until_quiet(out)
     finished = {path: path.stat().st_mtime_ns for path in out.glob("data.*.lmdb")}
     assert 3 <= len(finished) < 12
-    with pytest.raises(DataError, match="not finished"):
+    with pytest.raises(DataError, match="interrupted"):
         LmdbDataset(out)
 
     with pytest.raises(RequestError, match="unfinished conversion of other chunks"):

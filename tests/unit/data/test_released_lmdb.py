@@ -310,6 +310,7 @@ def test_workers_read_what_the_main_process_has_open(folder, method, systems):
     assert sids(dataset) == [system.sid for system in systems]
 
 
+@pytest.mark.usefixtures("sigchld_as_before")
 def test_forked_torch_workers_read_an_open_file(folder, systems):
     dataset = ReleasedLmdb(folder)
     first = dataset[0].sid
