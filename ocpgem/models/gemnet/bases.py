@@ -9,12 +9,14 @@ from ase.data import covalent_radii
 from torch import Tensor, nn
 
 from ocpgem.graph.topology import Topology
+from ocpgem.models.gemnet.angle_samples import quadruplet_angle_samples, triplet_angle_samples
 from ocpgem.models.gemnet.basis import RadialBasis, degree_of_harmonics, scaled_harmonics
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.edge_ops import pad_by_target
 from ocpgem.models.gemnet.geometry import Geometry
 from ocpgem.models.gemnet.layers import Dense, ScaleFactor, he_orthogonal_
-from ocpgem.models.gemnet.two_angles import QuadrupletAngles, angle_samples, triplet_angle_samples
+from ocpgem.models.gemnet.legendre_angles import LegendreAngles
+from ocpgem.models.gemnet.spherical_angles import SphericalAngles
 
 
 @dataclass
@@ -36,8 +38,8 @@ class QuadrupletBasis:
     circular: Tensor
     """[n_middle, circular_dim, n_spherical], the radial part of the basis of b -> a and the angle a-b-d."""
     spherical: Tensor
-    """[n_edges, spherical_dim, n_spherical^2], the radial part of the basis of c -> a and both angles at it."""
-    angles: QuadrupletAngles
+    """The radial part of the basis of c -> a and both angles at it, as `angles` arranges it."""
+    angles: LegendreAngles | SphericalAngles
 
 
 @dataclass
@@ -177,24 +179,20 @@ class Bases(nn.Module):
         middle, tables = geometry.middle, topology.quadruplets
         assert middle is not None
         assert tables is not None
-        angles = QuadrupletAngles.of(
-            geometry.main,
-            middle,
-            tables,
-            topology.main.n_edges,
-            self.n_spherical,
-            self.two_angle,
-            in_angstrom=self.config.angular_basis.radial == "bessel_by_degree",  # the original GemNet
-            far=geometry.inner,
-        )
+        angles: LegendreAngles | SphericalAngles
+        if self.two_angle == "legendre_outer":
+            angles = LegendreAngles.of(geometry, topology, self.n_spherical)
+        else:
+            original = self.config.angular_basis.radial == "bessel_by_degree"  # the original GemNet
+            angles = SphericalAngles.of(geometry, topology, self.n_spherical, in_angstrom=original)
         if self.circular_quadruplet.is_observed or self.spherical_quadruplet.is_observed:
-            of_inner, of_both = angle_samples(angles, tables)
+            of_inner, of_both = quadruplet_angle_samples(angles, tables)
             self.circular_quadruplet.observe(of_inner)
             self.spherical_quadruplet.observe(of_both)
         return QuadrupletBasis(
             radial=self.radial_quadruplet(radial),
             circular=self.circular_quadruplet(self.angular_middle(middle.distance, middle.radii)),
-            spherical=self.spherical_quadruplet(angular),
+            spherical=angles.arranged(self.spherical_quadruplet(angular), topology),
             angles=angles,
         )
 

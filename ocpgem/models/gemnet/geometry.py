@@ -1,6 +1,6 @@
 """What the layers read of the structures: distances, directions, and the angles of quadruplets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class PlaneSide:
     """[n_rows], 1 where both edges are collinear, else 0."""
     height: Tensor
     """[n_rows], length of the main edge perpendicular to the middle edge, in A or as a sine; 0 where collinear."""
+
+    def rows(self, rows: Tensor) -> "PlaneSide":
+        """Those of some rows, given by their numbers."""
+        return PlaneSide(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def plane_side(

@@ -9,7 +9,6 @@ from ocpgem.models.gemnet.edge_ops import from_main_edge, unpad
 from ocpgem.models.gemnet.geometry import pad_by_middle
 from ocpgem.models.gemnet.layers import Dense, ScaleFactor, float32_region
 from ocpgem.models.gemnet.triplets import Bilinear, EdgeMessages, EdgeUpdate
-from ocpgem.models.gemnet.two_angles import sum_inner, sum_outer
 from ocpgem.parallel.graph import gather
 
 
@@ -32,13 +31,13 @@ class QuadrupletInteraction(nn.Module):
         with float32_region(x):
             near = gather(x.to(basis.circular.dtype), tables.far.exchange if tables.far else None)
             rows = from_main_edge(near, tables.inner)  # [n_inner, in_dim]
-            x_inner = pad_by_middle(rows, tables.inner, angles.n_middle)
+            x_inner = pad_by_middle(rows, tables.inner, len(angles.inner_circular))
             filters = (
                 self.scale_circular(self.circular.weight) @ basis.circular
             )  # [n_middle, in_dim, n_spherical]
             weighted = x_inner * (angles.inner_circular @ filters.transpose(1, 2))
             if self.scale_circular.observer is not None:
                 self.scale_circular.observe(unpad(weighted, tables.inner.slot), rows)
-            summed = sum_outer(sum_inner(weighted, angles, tables), angles, tables)
+            summed = angles.sum(weighted, basis.spherical, topology)
             reference = unpad(weighted, tables.inner.slot) if self.bilinear.scale_sum.observer else rows
-        return self.update(self.bilinear(basis.spherical @ summed, reference), topology.main)
+        return self.update(self.bilinear(summed, reference), topology.main)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from ocpgem.graph.spec import GraphSpec, Limit
 from ocpgem.graph.topology import Topology, TripletTable
-from ocpgem.models.gemnet import two_angles
+from ocpgem.models.gemnet import spherical_angles
 from ocpgem.models.gemnet.geometry import all_geometry, pad_by_middle
-from ocpgem.models.gemnet.two_angles import QuadrupletAngles, sum_inner, sum_outer
+from ocpgem.models.gemnet.legendre_angles import LegendreAngles
+from ocpgem.models.gemnet.spherical_angles import SphericalAngles
 from tests.edge_lists import quadruplet_members
 from tests.explicit_sums import assert_same_derivatives, sum_over_quadruplets
 from tests.structures import molecule, random_slabs, topology_of
@@ -67,10 +69,14 @@ def forms(
 
     def factorised(x: Tensor, pos: Tensor) -> Tensor:
         geometry = all_geometry(pos, batch.cell, topology)
-        n_main = topology.main.n_edges
-        angles = QuadrupletAngles.of(geometry.main, geometry.middle, tables, n_main, N_SPHERICAL, two_angle)
-        padded = pad_by_middle(x, tables.inner, angles.n_middle)
-        return sum_outer(sum_inner(padded, angles, tables), angles, tables)
+        if two_angle == "legendre_outer":
+            angles = LegendreAngles.of(geometry, topology, N_SPHERICAL)
+        else:
+            angles = SphericalAngles.of(geometry, topology, N_SPHERICAL, in_angstrom=False)
+        n_functions = N_SPHERICAL**2
+        every = torch.eye(n_functions, dtype=pos.dtype).expand(topology.main.n_edges, -1, -1)
+        padded = pad_by_middle(x, tables.inner, topology.quadruplet.n_edges)
+        return angles.sum(padded, angles.arranged(every, topology), topology)
 
     def explicit(x: Tensor, pos: Tensor) -> Tensor:
         geometry = all_geometry(pos, batch.cell, topology)
@@ -88,7 +94,7 @@ def inner_values(topology: Topology) -> Tensor:
 @pytest.fixture(params=["one block", "many blocks"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "many blocks":
-        monkeypatch.setattr(two_angles, "_BLOCK", 3000)
+        monkeypatch.setattr(spherical_angles, "_BLOCK", 3000)
 
 
 @each_basis
@@ -144,8 +150,7 @@ def test_these_structures_hold_what_they_should() -> None:
     assert len(quadruplet_members(topology)) > 3000
     batch, topology = branched_row()
     geometry = all_geometry(batch.pos, batch.cell, topology)
-    args = (geometry.main, geometry.middle, topology.quadruplets, topology.main.n_edges, N_SPHERICAL)
-    angles = QuadrupletAngles.of(*args, "legendre_outer")
+    angles = LegendreAngles.of(geometry, topology, N_SPHERICAL)
     to_a, via, to_b = quadruplet_members(topology).T
     tables = topology.quadruplets
 
@@ -167,20 +172,20 @@ def test_a_small_block_makes_several(monkeypatch: pytest.MonkeyPatch) -> None:
     factorised, _ = forms(batch, topology, "spherical_harmonics")
     calls = []
 
-    def count(x: Tensor, *rest: object) -> Tensor:
+    def count(x: Tensor, *rest: Any, **sizes: int) -> Tensor:
         calls.append(len(x))
-        return original(x, *rest)
+        return original(x, *rest, **sizes)
 
-    original = two_angles._sum_block
-    monkeypatch.setattr(two_angles, "_sum_block", count)
+    original = spherical_angles._sum_block
+    monkeypatch.setattr(spherical_angles, "_sum_block", count)
     with torch.no_grad():
         factorised(inner_values(topology), batch.pos)
-        assert calls == [topology.quadruplet.n_edges]
-        monkeypatch.setattr(two_angles, "_BLOCK", 3000)
+        assert calls == [topology.n_atoms]
+        monkeypatch.setattr(spherical_angles, "_BLOCK", 3000)
         calls.clear()
         factorised(inner_values(topology), batch.pos)
     assert len(calls) > 3
-    assert sum(calls) == topology.quadruplet.n_edges
+    assert sum(calls) == topology.n_atoms
 
 
 @each_basis
