@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.speed.structures import SIZES, molecule, prepared, slabs
 from ocpgem.models.gemnet.config import GemNetConfig
-from ocpgem.models.gemnet.layers import DenseChain
+from ocpgem.models.gemnet.layers import Frugal
 from ocpgem.models.potential import Normalization, Potential
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.host_waits import HostWaits
@@ -98,7 +98,7 @@ def costs(name: str, checkpointing: bool = False) -> dict[str, int]:
 def keep_as_autograd(potential: Potential) -> None:
     """Let dense chains keep for the gradient what autograd would keep."""
     for part in potential.modules():
-        if isinstance(part, DenseChain):
+        if isinstance(part, Frugal):
             part.twice_differentiated = True
 
 

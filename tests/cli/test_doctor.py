@@ -1,5 +1,6 @@
 """The doctor: what it reports, and that only what is necessary makes it fail."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from ocpgem import doctor, segment
 
 ROOT = Path(__file__).parents[2]
+TCMALLOC = Path("/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4")
 
 
 def found(name: str) -> doctor.Check:
@@ -127,3 +129,27 @@ def test_a_folder_that_cannot_be_written_is_a_note(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocker))
     assert found("cache").status == "note"
     assert list(tmp_path.iterdir()) == [blocker]
+
+
+@pytest.mark.parametrize(
+    ("library", "told"),
+    [
+        ("", "the system's; tcmalloc holds"),
+        pytest.param(
+            str(TCMALLOC),
+            "tcmalloc\n",
+            marks=pytest.mark.skipif(not TCMALLOC.exists(), reason="needs Debian's libtcmalloc-minimal4"),
+        ),
+    ],
+)
+def test_the_allocator_of_the_process_is_told(library: str, told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "main.py", "doctor"],
+        env=os.environ | {"LD_PRELOAD": library},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    (line,) = [line for line in (done.stdout + "\n").splitlines(keepends=True) if "allocator " in line]
+    assert f"ok      allocator     {told}" in line

@@ -67,7 +67,7 @@ class AtomToEdgeInteraction(nn.Module):
                 common.main,
                 self.n_spherical,
             )
-        return self.update(self.bilinear(basis.circular @ summed, x), topology.main)
+        return self.update(self.bilinear.of_sums(basis.circular, summed, x), topology.main)
 
 
 class EdgeToAtomInteraction(nn.Module):

@@ -1,6 +1,7 @@
 """The interaction block and the pieces it shares with the output heads (GemNet, fig. 2)."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.edge_ops import from_source, from_target, gather_sources, sum_to_target
 from ocpgem.models.gemnet.layers import (
     Dense,
+    Frugal,
     ScaleFactor,
     combine,
     he_orthogonal_,
@@ -86,7 +88,7 @@ class EdgeEmbedding(nn.Module):
         return scaled_silu(F.linear(x, w_x) + of_atoms)
 
 
-class EdgesToAtoms(nn.Module):
+class EdgesToAtoms(Frugal, nn.Module):
     """Sums edge embeddings, weighted by a radial filter, to their target atoms, then applies dense layers."""
 
     def __init__(self, config: GemNetConfig) -> None:
@@ -98,9 +100,12 @@ class EdgesToAtoms(nn.Module):
 
     def forward(self, m: Tensor, radial: Tensor, edges: EdgeSet) -> Tensor:
         """m [n_edges, edge_dim], radial [n_edges, radial_dim] -> [n_atoms, atom_dim]."""
+        summed = self.recomputed(partial(self._sum, edges=edges), m, radial)
+        return self.layers(self.scale_sum.observe(summed, m))
+
+    def _sum(self, m: Tensor, radial: Tensor, edges: EdgeSet) -> Tensor:
         weighted = m * (radial @ self.scale_sum(self.radial.weight).t())
-        summed = self.scale_sum.observe(sum_to_target(weighted.to(radial.dtype), edges), m)
-        return self.layers(summed)
+        return sum_to_target(weighted.to(radial.dtype), edges)
 
 
 class InteractionBlock(nn.Module):

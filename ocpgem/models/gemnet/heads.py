@@ -9,6 +9,7 @@ from ocpgem.models.gemnet.blocks import EdgesToAtoms
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.layers import (
     Dense,
+    Frugal,
     ScaleFactor,
     float32_region,
     residual_stack,
@@ -46,7 +47,7 @@ class EnergyBranch(nn.Module):
         return self.after_atom(skip(x, h)) if self.adds_atoms else x
 
 
-class ForceBranch(nn.Module):
+class ForceBranch(Frugal, nn.Module):
     """The edge embeddings after one block -> features of each edge, [n_edges, edge_dim].
 
     The radial basis is multiplied after the layers, or before them by the map of the energy branch.
@@ -66,9 +67,11 @@ class ForceBranch(nn.Module):
             return self._filtered(self.layers(m), basis, self.radial)
         return self.layers(self._filtered(m, basis, energy_branch.to_atoms.radial))
 
-    def _filtered(self, x: Tensor, basis: Basis, radial: Dense) -> Tensor:
-        weighted = x * (basis.radial_output @ self.scale_radial(radial.weight).t())
-        return self.scale_radial.observe(weighted, x)
+    def _filtered(self, x: Tensor, basis: Basis, filters: Dense) -> Tensor:
+        def weighted(x: Tensor, radial: Tensor) -> Tensor:
+            return x * (radial @ self.scale_radial(filters.weight).t())
+
+        return self.scale_radial.observe(self.recomputed(weighted, x, basis.radial_output), x)
 
 
 class SummingHead(nn.Module):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ocpgem.kernels import use_triton
 
@@ -70,8 +71,12 @@ class Dense(nn.Module):
         he_orthogonal_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.linear(x, self.weight)
+        x = self.product(x)
         return scaled_silu(x) if self.activation else x
+
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T, the pre-activation."""
+        return F.linear(x, self.weight)
 
 
 class Residual(nn.Module):
@@ -86,14 +91,25 @@ class Residual(nn.Module):
         return skip(x, self.dense_2(self.dense_1(x)))
 
 
-class DenseChain(nn.Sequential):
-    """A Dense layer with activation, or none, then residual blocks; pre-activations are kept for the gradient.
+class Frugal:
+    """A part of a model that keeps little for the gradient, and computes again what costs little.
 
     twice_differentiated: whether gradients are part of what is trained (gradient forces). Then autograd keeps all it
-    needs at once; without, a second derivative is still right, but computes the chain again.
+    needs at once; without, a second derivative is still right, but computes the part again.
     """
 
     twice_differentiated = False
+
+    def recomputed(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
+        """function(*args), of which the arguments alone are kept. Its last operation is not computed again."""
+        # torch.compile chooses itself what is kept.
+        if torch.compiler.is_compiling() or self.twice_differentiated or not torch.is_grad_enabled():
+            return function(*args)
+        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+class DenseChain(Frugal, nn.Sequential):
+    """A Dense layer with activation, or none, then residual blocks; pre-activations are kept for the gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, in_dim] -> [n, out_dim]."""

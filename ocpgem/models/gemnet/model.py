@@ -17,7 +17,7 @@ from ocpgem.models.gemnet.edge_ops import reverse, sum_to_target
 from ocpgem.models.gemnet.element_pairs import ElementPairs
 from ocpgem.models.gemnet.geometry import all_geometry
 from ocpgem.models.gemnet.heads import EnergyBranch, ForceBranch, output_head
-from ocpgem.models.gemnet.layers import DenseChain, float32_region
+from ocpgem.models.gemnet.layers import Frugal, float32_region
 from ocpgem.parallel.graph import reduce, shard, unshard
 
 
@@ -59,7 +59,7 @@ class GemNet(nn.Module):
             self.force_head = output_head(config, config.edge_dim)
         self.element_pairs = ElementPairs(config.n_elements) if config.unseen_pairs == "damp" else None
         for part in self.modules():
-            if isinstance(part, DenseChain):
+            if isinstance(part, Frugal):
                 part.twice_differentiated = config.forces == "gradient"
 
     def forward(self, structures: Structures, topology: Topology) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,15 @@ from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.densities import density, read_degrees
 from ocpgem.models.gemnet.edge_ops import pad_by_target, reverse, unpad
-from ocpgem.models.gemnet.layers import Dense, ScaleFactor, float32_region, he_orthogonal_, skip
+from ocpgem.models.gemnet.layers import (
+    Dense,
+    Frugal,
+    ScaleFactor,
+    float32_region,
+    he_orthogonal_,
+    scaled_silu,
+    skip,
+)
 
 
 def read_density(x: Tensor, harmonics: Tensor, readers: Tensor, n_spherical: int) -> list[Tensor]:
@@ -38,7 +46,7 @@ def angular_sum(x: Tensor, harmonics: Tensor, n_spherical: int) -> Tensor:
     return torch.stack(per_degree, dim=2)
 
 
-class Bilinear(nn.Module):
+class Bilinear(Frugal, nn.Module):
     """Sums weighted by a basis -> out_dim channels, with the scale factor of the sum.
 
     The weight is [in_dim, basis_dim, out_dim].
@@ -52,11 +60,19 @@ class Bilinear(nn.Module):
 
     def forward(self, x: Tensor, reference: Tensor) -> Tensor:
         """x: [n, basis_dim, in_dim]; reference: what was summed, for the fit of the scale factor."""
+        return self.scale_sum.observe(self._product(x), reference)
+
+    def of_sums(self, basis: Tensor, sums: Tensor, reference: Tensor) -> Tensor:
+        """As above for basis @ sums, [n, basis_dim, n_functions] @ [n, n_functions, in_dim], which is not kept."""
+        found = self.recomputed(lambda basis, sums: self._product(basis @ sums), basis, sums)
+        return self.scale_sum.observe(found, reference)
+
+    def _product(self, x: Tensor) -> Tensor:
         weight = self.scale_sum(self.weight).transpose(0, 1).flatten(0, 1)  # [basis_dim * in_dim, out_dim]
-        return self.scale_sum.observe(x.flatten(1) @ weight, reference)
+        return x.flatten(1) @ weight
 
 
-class EdgeMessages(nn.Module):
+class EdgeMessages(Frugal, nn.Module):
     """Embeddings -> the few channels that are summed: a dense layer, the radial basis, a down-projection."""
 
     def __init__(self, dim: int, radial_dim: int, out_dim: int) -> None:
@@ -68,11 +84,17 @@ class EdgeMessages(nn.Module):
 
     def weighted(self, x: Tensor, radial: Tensor) -> Tensor:
         """x, after the dense layer, times the radial basis: [n, dim], [n, radial_dim] -> [n, out_dim]."""
-        product = x * (radial @ self.scale_radial(self.radial.weight).t())
-        return self.down(self.scale_radial.observe(product, x))
+        return scaled_silu(self.recomputed(self._down, x, radial))
 
     def forward(self, x: Tensor, radial: Tensor) -> Tensor:
-        return self.weighted(self.dense(x), radial)
+        before = self.dense.product(x)
+        return scaled_silu(
+            self.recomputed(lambda x, radial: self._down(scaled_silu(x), radial), before, radial)
+        )
+
+    def _down(self, x: Tensor, radial: Tensor) -> Tensor:
+        product = x * (radial @ self.scale_radial(self.radial.weight).t())
+        return self.down.product(self.scale_radial.observe(product, x))
 
 
 class EdgeUpdate(nn.Module):
@@ -106,4 +128,4 @@ class TripletInteraction(nn.Module):
             padded = pad_by_target(x.to(harmonics.dtype), edges)
             summed = angular_sum(padded, harmonics, self.n_spherical)
         summed = unpad(summed, edges.slot)  # [n_edges, n_spherical, in_dim]
-        return self.update(self.bilinear(basis.circular @ summed, x), edges)
+        return self.update(self.bilinear.of_sums(basis.circular, summed, x), edges)

@@ -1,0 +1,94 @@
+"""Seconds and memory of a training step with each allocator that this machine has; CPU only.
+
+Every allocator gets a process of its own. Memory is that of the whole process at its peak.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
+PRELOADED = {
+    "tcmalloc": "libtcmalloc_minimal.so.4",
+    "jemalloc": "libjemalloc.so.2",
+    "mimalloc": "libmimalloc.so.2",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--models", default="GemNet-dT,GemNet-OC", help="names as in benchmarks/speed/costs.py"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="steps that are measured, after two others")
+    parser.add_argument(
+        "--in-this-process", action="store_true", help="one model with this process' allocator"
+    )
+    arguments = parser.parse_args()
+    if arguments.in_this_process:
+        print(json.dumps(measured(arguments.models, arguments.repeats)))
+        return
+    ways: dict[str, dict[str, str]] = {"glibc": {}}
+    ways |= {
+        name: {"LD_PRELOAD": str(LIBRARIES / library)}
+        for name, library in PRELOADED.items()
+        if (LIBRARIES / library).exists()
+    }
+    print(f"`python {' '.join(sys.argv)}`, load {os.getloadavg()[0]:.1f}\n")
+    print("| model | allocator | step s | page faults a step | peak GB, process |\n|---|---|---|---|---|")
+    for model in arguments.models.split(","):
+        for way, variables in ways.items():
+            command = [sys.executable, __file__, "--models", model, "--in-this-process"]
+            done = subprocess.run(
+                [*command, "--repeats", str(arguments.repeats)],
+                env=os.environ | variables,
+                capture_output=True,
+                text=True,
+                check=True,
+                cwd=ROOT,
+            )
+            found = json.loads(done.stdout.splitlines()[-1])
+            row = f"{found['step_s']:.2f} | {found['faults']:,.0f} | {found['peak_gb']:.2f}"
+            print(f"| {model} | {way} | {row} |", flush=True)
+
+
+def measured(model: str, repeats: int) -> dict[str, float]:
+    """The median step of one model, with the allocator that this process has."""
+    import resource
+
+    import torch
+
+    from benchmarks.speed.costs import MODELS, systems_of, train_config
+    from benchmarks.speed.structures import prepared
+    from ocpgem.models.potential import Normalization, Potential
+    from ocpgem.train.loss import GlobalCounts, loss_share
+
+    config = train_config(MODELS[model])
+    batch, topology = prepared(systems_of(model), config.model.graph_spec)
+    potential = Potential(config.model, Normalization())
+    optimizer = torch.optim.AdamW(potential.parameters(), lr=1e-6, fused=True)
+    counts = GlobalCounts(topology.n_systems, topology.n_atoms)
+    seconds, faults = [], []
+    for _ in range(repeats + 2):
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
+        predictions = potential(batch, topology)
+        loss_share(predictions, batch, config.loss, potential.normalization, counts).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - start)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"step_s": median(seconds[2:]), "faults": median(faults[2:]), "peak_gb": peak / 1e6}
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()
