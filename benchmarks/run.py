@@ -3,11 +3,16 @@
     python benchmarks/run.py [--quick] [--models GemNet-dT,GemNet-OC] [--sizes 58,104] [--device cpu] [--out FOLDER]
 
 Writes speed.json (with machine, versions and commit), speed.md and speed_scaling.svg. Every model is measured in a
-process of its own, so that its peak memory is its own. --plain adds dense chains as autograd would keep them, to
-compare in the same run; cells of what does not depend on that stay empty. --fairchem PYTHON runs the released models,
-too, with the same weights on the same systems, in a Python that can import torch, PyG and (pip install --no-deps)
-fairchem-core==1.10.0 and torch-sparse. Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py.
---quick: one small system, one repetition, a few points, to see that everything runs.
+process of its own, so that its peak memory is its own. What else can be measured in the same run:
+
+    --plain            dense chains as autograd would keep them; cells of what does not depend on that stay empty
+    --checkpointing    steps that compute activations again instead of keeping them
+    --precisions LIST  of highest, high, bf16: steps in each, and their errors against float64
+    --fairchem PYTHON  the released models, searches and layers, with the same weights on the same systems, in a Python
+                       that has fairchem-core 1.10.0 (docs/performance.md says how to make one)
+
+Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py. --quick: one small system, one
+repetition, a few points, to see that everything runs.
 """
 
 import argparse
@@ -17,6 +22,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,59 +30,56 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.speed.costs import MODELS
+from benchmarks.speed import beside, steps
+from benchmarks.speed.costs import MODELS, default_sizes
+from benchmarks.speed.process import NotMeasuredError, allocator
 from benchmarks.speed.structures import SIZES
-from benchmarks.speed.timing import of_graphs, of_model, of_program, product_rate, scaling, start_up
+from benchmarks.speed.tables import as_table
+from benchmarks.speed.timing import (
+    GRAPH_SIZES,
+    GRAPHS,
+    of_graphs,
+    of_program,
+    product_rate,
+    scaling,
+    start_up,
+)
 from ocpgem.launch.code_version import code_version
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = {
-    "atoms": "atoms", "edges": "edges", "forward_s": "forward s", "step_s": "step s",
-    "floor_of_step_s": "floor s", "step_over_floor": "step / floor", "kept_gb": "kept GB",
-    "peak_counted_gb": "peak GB, counted", "peak_process_gb": "peak GB, process",
-    "kernels_forward": "kernels forward", "kernels_backward": "kernels backward", "waits": "waits",
-}  # fmt: skip
-
-RELEASED = {
-    "released_forward_s": "its forward s", "released_forward_over_ours": "its / our forward",
-    "released_step_s": "its step s", "released_step_over_ours": "its / our step",
-    "released_peak_process_gb": "its peak GB, process", "released_energy_relative_difference": "energies differ by",
-    "released_forces_relative_difference": "forces differ by",
-}  # fmt: skip
+PARTS: dict[str, Callable[..., Any]] = {
+    "step": steps.of_step,
+    "errors": steps.errors,
+    "interaction": steps.of_interaction,
+    "export": beside.export,
+}
+"""What is measured in a process of its own."""
+LAYERS = {
+    "triplet interaction of GemNet-dT": ("GemNet-dT", "triplets", "trip_interaction"),
+    "quadruplet interaction of GemNet-OC": ("GemNet-OC", "quadruplets", "quad_interaction"),
+}
+"""Layers that are measured alone: the model, and what ours and the released code call the layer."""
+RELEASED_PARTS = dict(zip(GRAPHS, ("search_6A", "search_12A", "indices", "indices"), strict=True))
+"""What `benchmarks/speed/released.py` calls the parts of `GRAPHS`."""
 
 
 def main() -> None:
     arguments = _arguments()
     if arguments.one is not None:
-        found = of_model(
-            arguments.one,
-            arguments.sizes,
-            arguments.device,
-            arguments.repeats,
-            arguments.plain,
-            arguments.fairchem,
-        )
-        print(json.dumps(found))
+        part, given = json.loads(arguments.one)
+        print(json.dumps(PARTS[part](**given)))
         return
-    result: dict[str, Any] = {"machine": machine(arguments.device), "models": {}, "failed": {}}
+    result: dict[str, Any] = {"machine": machine(arguments.device), "failed": {}}
+    result |= {key: {} for key in ("models", "errors", "released", "layers")}
     for name in arguments.models:
-        for plain in (False, True) if arguments.plain else (False,):
-            key = name + (" (plain chains)" if plain else "")
-            found = in_own_process(name, plain, arguments)
-            if isinstance(found, str):
-                result["failed"][key] = found
-                print(f"{key} could not be measured: {found}", file=sys.stderr, flush=True)
-                continue
-            result["models"][key] = found
-            print(f"{key}: step {found['step_s']:.2f} s", flush=True)
-    result["graphs_16_systems"] = of_graphs(2 if arguments.quick else 16, arguments.repeats)
+        measure_model(name, arguments, result)
+    measure_layers(arguments, result)
+    measure_graphs(arguments, result)
     result["scaling"] = scaling(arguments.device, arguments.repeats, arguments.quick)
     for part, program in (("loader", "loader_throughput"), ("ranks", "scaling")):
-        of_part = of_program(program, arguments.quick)
-        if isinstance(of_part, str):
-            result["failed"][part] = of_part
-        else:
-            result[part] = of_part
+        found = attempt(result, part, of_program, program, arguments.quick)
+        if found is not None:
+            result[part] = found
     result["start_up"] = start_up(arguments.repeats)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -93,45 +96,149 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--plain", action="store_true")
-    parser.add_argument("--fairchem", metavar="PYTHON", help="a Python that has fairchem-core==1.10.0")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--precisions", help="default: highest on a CPU, all on a GPU")
+    parser.add_argument("--fairchem", metavar="PYTHON")
     parser.add_argument("--models", default="", help=f"of {', '.join(MODELS)}; default: all")
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="atoms of the slabs of a step")
+    sizes = f"default: {','.join(map(str, SIZES))}, of large models only the first"
+    parser.add_argument("--sizes", help=f"atoms of the slabs of a step; {sizes}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.models = [name for name in arguments.models.split(",") if name] or list(MODELS)
-    for name in arguments.models:
-        if name not in MODELS:
-            parser.error(f"--models: {name!r} is none of {', '.join(MODELS)}")
-    if arguments.fairchem and arguments.device != "cpu":
-        parser.error("--fairchem compares on a CPU; add --device cpu")
+    arguments.models = _names(parser, "--models", arguments.models, tuple(MODELS)) or list(MODELS)
+    usual = "highest" if arguments.device == "cpu" else ",".join(steps.PRECISIONS)
+    precisions = arguments.precisions or usual
+    arguments.precisions = _names(parser, "--precisions", precisions, steps.PRECISIONS)
     if arguments.quick:
         arguments.sizes, arguments.repeats = "20", 1
-    try:
-        arguments.sizes = tuple(int(size) for size in arguments.sizes.split(","))
-    except ValueError:
-        parser.error(f"--sizes: {arguments.sizes!r} is not a list of numbers like 58,104")
-    if not all(20 <= size <= 225 for size in arguments.sizes):
-        parser.error("--sizes: slabs have 20 to 225 atoms")
+    if arguments.sizes is not None:
+        arguments.sizes = _sizes(parser, arguments.sizes)
     return arguments
 
 
-def in_own_process(name: str, plain: bool, arguments: argparse.Namespace) -> dict[str, Any] | str:
-    """What was measured of a model, or why it could not be: the others are measured all the same."""
-    command = [
-        sys.executable, __file__, "--one", name, "--sizes", ",".join(map(str, arguments.sizes)),
-        "--device", arguments.device, "--repeats", str(arguments.repeats), *(["--plain"] if plain else []),
-        *(["--fairchem", arguments.fairchem] if arguments.fairchem and not plain else []),
-    ]  # fmt: skip
+def _names(parser: argparse.ArgumentParser, option: str, value: str, allowed: tuple[str, ...]) -> list[str]:
+    names = [name for name in value.split(",") if name]
+    for name in names:
+        if name not in allowed:
+            parser.error(f"{option}: {name!r} is none of {', '.join(allowed)}")
+    return names
+
+
+def _sizes(parser: argparse.ArgumentParser, value: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(size) for size in value.split(","))
+    except ValueError:
+        parser.error(f"--sizes: {value!r} is not a list of numbers like 58,104")
+    if not all(20 <= size <= 225 for size in sizes):
+        parser.error("--sizes: slabs have 20 to 225 atoms")
+    return sizes
+
+
+def in_own_process(part: str, **given: Any) -> Any:
+    """What a function of `PARTS` returns for some arguments; raises NotMeasuredError if it fails."""
+    command = [sys.executable, __file__, "--one", json.dumps([part, given])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode < 0:  # by Linux, most likely
-        return f"killed by signal {-done.returncode}, probably for want of memory"
+        raise NotMeasuredError(f"killed by signal {-done.returncode}, probably for want of memory")
     if done.returncode:
-        return done.stderr.strip() or f"exit code {done.returncode}"
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        raise NotMeasuredError(done.stderr.strip() or f"exit code {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def attempt(result: dict[str, Any], label: str, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    """call(*given, **named); None where that could not be measured, which the result then says of `label`."""
+    try:
+        return call(*given, **named)
+    except NotMeasuredError as error:
+        result["failed"][label] = str(error)
+        print(f"{label} could not be measured: {error}", file=sys.stderr, flush=True)
+        return None
+
+
+def measure_model(name: str, arguments: argparse.Namespace, result: dict[str, Any]) -> None:
+    """A step of the model in every way that is asked for, its errors, and the released code's step."""
+    sizes, device = arguments.sizes or default_sizes(name), arguments.device
+    ways = {"highest": True, "plain": arguments.plain, "checkpointing": arguments.checkpointing}
+    ways |= dict.fromkeys(arguments.precisions, True)
+    common = {"model": name, "sizes": sizes, "device": device}
+    for way in [way for way, wanted in ways.items() if wanted]:
+        label = name if way == "highest" else f"{name} ({way})"
+        given = common | {"repeats": arguments.repeats, "way": way}
+        found = attempt(result, label, in_own_process, "step", **given)
+        if found is not None:
+            result["models"].setdefault(name, {})[way] = found
+            print(f"{label}: step {found['step_s']:.2f} s", flush=True)
+    given = common | {"precisions": arguments.precisions}
+    found = attempt(result, f"{name} (errors)", in_own_process, "errors", **given)
+    if found is not None:
+        result["errors"][name] = found
+    if arguments.fairchem and beside.has_released(name):
+        found = attempt(result, f"{name} (released)", released_steps, name, sizes, arguments)
+        if found is not None:
+            result["released"][name] = found
+
+
+def released_steps(name: str, sizes: tuple[int, ...], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The released code's step and forward pass in float32 and, on a GPU, in TF32; by how much its outputs differ."""
+    device = ("--device", arguments.device)
+    ways: dict[str, tuple[str, ...]] = {"float32": device}
+    if arguments.device != "cpu":
+        ways["tf32"] = (*device, "--tf32")
+    found = {}
+    with beside.exported(in_own_process, name, sizes, arguments.device, predict=True) as folder:
+        for way, options in ways.items():
+            found[way] = beside.released(arguments.fairchem, folder, "model", arguments.repeats, *options)
+            found[way] |= beside.differences(folder)
     return found
+
+
+def measure_layers(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Layers alone, ours and the released ones."""
+    sizes, device = arguments.sizes or SIZES, arguments.device
+    for label, (model, ours, theirs) in LAYERS.items():
+        common = {"model": model, "sizes": sizes, "device": device}
+        given = common | {"name": ours, "repeats": arguments.repeats}
+        found = attempt(result, label, in_own_process, "interaction", **given)
+        result["layers"][label] = {"ours": found} if found else {}
+
+        def released(model: str = model, part: str = theirs) -> dict[str, Any]:
+            with beside.exported(in_own_process, model, sizes, device, predict=False) as folder:
+                return beside.released(
+                    arguments.fairchem, folder, part, arguments.repeats, "--device", device
+                )
+
+        found = attempt(result, f"{label} (released)", released) if arguments.fairchem else None
+        if found is not None:
+            result["layers"][label]["released"] = found
+
+
+def measure_graphs(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Searches, graphs and indices on the CPU, ours and the released ones."""
+    n_systems = 2 if arguments.quick else len(GRAPH_SIZES)
+    result |= {"graph_systems": n_systems, "graph_atoms": sum(GRAPH_SIZES[:n_systems])}
+    result["graphs"] = {
+        label: {"ours": found} for label, found in of_graphs(n_systems, arguments.repeats).items()
+    }
+    for model in dict.fromkeys(model for model, _ in GRAPHS.values()) if arguments.fairchem else ():
+        released = attempt(
+            result, f"graphs for {model} (released)", released_graphs, model, n_systems, arguments
+        )
+        for label, found in (released or {}).items():
+            ours = result["graphs"][label]
+            ours["released"] = found
+            ours["same_number_of_edges"] = ours["ours"]["edges"] == found["edges"]
+
+
+def released_graphs(model: str, n_systems: int, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The released code's searches, graphs and indices, of those of `GRAPHS` that are for the model."""
+    with beside.exported(in_own_process, model, GRAPH_SIZES[:n_systems], "cpu", predict=False) as folder:
+        return {
+            label: beside.released(arguments.fairchem, folder, RELEASED_PARTS[label], arguments.repeats)
+            for label, (its_model, _) in GRAPHS.items()
+            if its_model == model
+        }
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -145,61 +252,8 @@ def machine(device: str) -> dict[str, Any]:
         "gflops_of_product": product_rate(device) / 1e9,
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **allocator(),
     } | {key: value for key, value in code_version().items() if key != "root"}
-
-
-def as_table(result: dict[str, Any]) -> str:
-    facts = result["machine"]
-    lines = [
-        "# Speed and memory at published sizes",
-        "",
-        f"`{facts['command']}`; {facts['machine']}, {facts['threads']} of {facts['cores']} cores, "
-        f"device {facts['device']}, load {facts['load']:.1f}, torch {facts['torch']}, "
-        f"commit {facts['commit']}. Floor: the dense products of a step at the speed of a [15000, 512] x [512, 512] "
-        "product in the same process.",
-        "",
-        "| model | " + " | ".join(COLUMNS.values()) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
-    ]
-    for name, found in result["models"].items():
-        shown = [_cell(found.get(key)) for key in COLUMNS]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    for name, reason in result["failed"].items():
-        lines += ["", f"{name} could not be measured: {reason.splitlines()[-1]}"]
-    released = {name: found for name, found in result["models"].items() if "released_step_s" in found}
-    if released:
-        lines += ["", "| beside fairchem-core 1.10.0 | " + " | ".join(RELEASED.values()) + " |"]
-        lines.append("|---" * (len(RELEASED) + 1) + "|")
-        for name, found in released.items():
-            lines.append(f"| {name} | " + " | ".join(f"{found[key]:.3g}" for key in RELEASED) + " |")
-    lines += ["", "| part | seconds |", "|---|---|"]
-    parts = result["graphs_16_systems"] | result["start_up"]
-    lines += [
-        f"| {name.removesuffix('_s').replace('_', ' ')} | {value:.3f} |" for name, value in parts.items()
-    ]
-    if "loader" in result:
-        rates = result["loader"]["systems_per_second"]
-        lines += ["", "| loader, one core | systems/s |", "|---|---|"]
-        lines += [f"| {name} | {value:,.0f} |" for name, value in rates.items()]
-    if "ranks" in result:
-        lines += ["", *_ranks(result["ranks"])]
-    return "\n".join(lines) + "\n"
-
-
-def _ranks(found: dict[str, Any]) -> list[str]:
-    """Scaling over ranks and bytes that a rank sends under ZeRO-1, of benchmarks/scaling.py."""
-    ranks = found["ranks"]
-    lines = ["| ranks | weak: s a step | strong: s a step | bytes sent by a rank |", "|---|---|---|---|"]
-    for size, each in ranks.items():
-        sent = next(case["sent_bytes"] for case in each["traffic"] if case["label"] == "ZeRO-1, 1 bucket")
-        lines.append(f"| {size} | {each['weak']:.3f} | {each['strong']:.3f} | {sent:,.0f} |")
-    return lines
-
-
-def _cell(value: float | None) -> str:
-    if value is None:  # not counted
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2f}"
 
 
 def draw(scaling: dict[str, list[dict[str, float]]], file: Path) -> None:

@@ -1,62 +1,36 @@
-"""The released models on the same weights and systems, in a Python that can import fairchem-core 1.10.0.
+"""The released models on our weights and systems, in a Python that can import fairchem-core 1.10.0.
 
-`compare` writes a model and its input for the released code and lets another Python run this file, which imports
-nothing of ocpgem:
+`benchmarks.speed.beside` writes a model and its input into a folder and lets the other Python run this file, which
+imports nothing of ocpgem:
 
-    PYTHON benchmarks/speed/released.py FOLDER REPEATS
+    PYTHON benchmarks/speed/released.py FOLDER PART REPEATS [--device cuda] [--tf32]
 """
 
 import argparse
 import importlib.util
 import json
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import numpy as np
 import torch
 
+from benchmarks.speed.layers import of_layer
+from benchmarks.speed.process import allocator, peaks, seconds
+
 LEARNING_RATE = 1e-6
+ALL_NEIGHBORS = 1000
+"""For `max_neighbors` 0, which the released code's settings allow and its code does not."""
+OPEN_CELL = 100.0
+"""The released search wants a cell even of molecules that are not periodic; in A."""
 
 
-def compare(
-    python: str, potential: Any, batch: Any, predicted: dict[str, Any], repeats: int
-) -> dict[str, float]:
-    """Seconds and bytes of the released code in the Python interpreter `python`, and by how much its outputs differ.
-
-    predicted: ours of `potential` on `batch`, energies and forces. Raises SystemExit if the other Python fails.
-    """
-    from ocpgem.models.import_weights.export import export_released
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        export_released(potential, folder / "model.pt")
-        arrays = {
-            key: batch[key].numpy()
-            for key in ("pos", "cell", "natoms", "atomic_numbers", "tags", "fixed", "batch")
-        }
-        np.savez(folder / "input.npz", **arrays)
-        command = [python, __file__, name, str(repeats)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{python} could not run the released model:\n{done.stderr}")
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        with np.load(folder / "output.npz") as output:
-            for key, value in predicted.items():
-                ours = value.detach().cpu().numpy()
-                # the released energies are [n_systems, 1] or [n_systems]
-                difference = np.abs(ours - output[key].reshape(ours.shape)).max()
-                found[f"released_{key}_relative_difference"] = float(difference / np.abs(output[key]).max())
-        return found
-
-
-def _released_model(folder: Path) -> torch.nn.Module:
+def released_model(folder: Path) -> Any:
     """The released model with its weights, none of fairchem's packages imported but those of the models."""
     root = Path(importlib.util.find_spec("fairchem").submodule_search_locations[0])  # type: ignore[union-attr,index]
     for name in ("core", "core.datasets", "core.models", "core.modules"):
@@ -66,15 +40,13 @@ def _released_model(folder: Path) -> torch.nn.Module:
     container = torch.load(folder / "model.pt", weights_only=True)
     arguments = dict(container["config"]["model"])
     family = arguments.pop("name")
+    limits = [key for key in arguments if key.startswith("max_neighbors")]
+    arguments |= {key: arguments[key] or ALL_NEIGHBORS for key in limits}
     if family == "gemnet_t":
         from fairchem.core.models.gemnet.gemnet import GemNetT as Released
     else:
         from fairchem.core.models.gemnet_oc.gemnet_oc import GemNetOC as Released
-    model = (
-        Released(**arguments, otf_graph=True, use_pbc=True)
-        if "otf_graph" not in arguments
-        else Released(**arguments)
-    )
+    model = Released(**arguments)
     state = {key.removeprefix("module."): value for key, value in container["state_dict"].items()}
     state = {key.removeprefix("module."): value for key, value in state.items()}
     missing, unknown = model.load_state_dict(state, strict=False)
@@ -83,45 +55,35 @@ def _released_model(folder: Path) -> torch.nn.Module:
     return model
 
 
-def _batch(folder: Path) -> Any:
+def batch_of(folder: Path) -> Any:
     from torch_geometric.data import Batch, Data
 
     with np.load(folder / "input.npz") as arrays:
         tensors = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
     owner = tensors.pop("batch")
-    cells = tensors.pop("cell").reshape(-1, 3, 3)
+    cells, periodic = tensors.pop("cell").reshape(-1, 3, 3), tensors.pop("pbc").reshape(-1, 3)
+    cells[~periodic.any(dim=1)] = OPEN_CELL * torch.eye(3)
     natoms = tensors.pop("natoms")
     systems = []
     for number, count in enumerate(natoms.tolist()):
         own = {key: value[owner == number] for key, value in tensors.items()}
-        systems.append(Data(**own, cell=cells[number : number + 1], natoms=count))
+        one = slice(number, number + 1)
+        systems.append(Data(**own, cell=cells[one], pbc=periodic[one], natoms=count))
     batch = Batch.from_data_list(systems)
     batch.atomic_numbers = batch.atomic_numbers.long()
     return batch
 
 
-def _seconds(call: Callable[[], object], repeats: int) -> float:
-    """As `timing.seconds`."""
-    call()
-    found = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
-
-
-def _measure(folder: Path, repeats: int) -> dict[str, float]:
-    model, batch = _released_model(folder), _batch(folder)
+def of_model(folder: Path, repeats: int, device: str) -> dict[str, float]:
+    """Seconds and bytes of a training step, then of a forward pass, whose outputs go to `output.npz`."""
+    model, batch = released_model(folder).to(device), batch_of(folder).to(device)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     averages = [weight.detach().clone() for weight in weights]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE)  # as fairchem makes it
 
-    def forward() -> dict[str, torch.Tensor]:
-        if model.regress_forces and not model.direct_forces:
-            return model(batch)  # type: ignore[no-any-return]
-        with torch.no_grad():
-            return model(batch)  # type: ignore[no-any-return]
+    def forward(model: Any = model) -> Any:
+        with torch.set_grad_enabled(not model.direct_forces):
+            return model(batch)
 
     def step() -> None:
         outputs = model(batch)
@@ -130,27 +92,63 @@ def _measure(folder: Path, repeats: int) -> dict[str, float]:
         torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 0.001)
         optimizer.zero_grad()
 
-    outputs = forward()
-    np.savez(folder / "output.npz", **{key: outputs[key].detach().numpy() for key in ("energy", "forces")})
-    return {
-        "released_forward_s": _seconds(forward, repeats),
-        "released_step_s": _seconds(step, repeats),
-        "released_peak_process_gb": _peak_gb(),
-    }
+    found = {"step_s": seconds(step, repeats), **peaks(device), "forward_s": seconds(forward, repeats)}
+    outputs = forward(released_model(folder).to(device))  # the weights as they were before the steps
+    arrays = {key: outputs[key].detach().cpu().numpy() for key in ("energy", "forces")}
+    np.savez(folder / "output.npz", **arrays)
+    return found
 
 
-def _peak_gb() -> float:
-    """Memory this process held at most; `ru_maxrss` would begin with that of the process which started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+def of_interaction(folder: Path, repeats: int, device: str, name: str) -> dict[str, float]:
+    """Seconds of an interaction layer of the first block."""
+    model, batch = released_model(folder).to(device), batch_of(folder).to(device)
+    return of_layer(getattr(model.int_blocks[0], name), lambda: model(batch), repeats)
+
+
+def of_indices(folder: Path, repeats: int) -> dict[str, float]:
+    """Seconds of all graphs and indices that the model reads, and the number of its main edges."""
+    model, batch = released_model(folder), batch_of(folder)
+
+    def indices() -> int:
+        if hasattr(model, "get_graphs_and_indices"):  # GemNet-OC
+            return model.get_graphs_and_indices(batch)[0]["edge_index"].shape[1]
+        return model.generate_interaction_graph(batch)[0].shape[1]
+
+    return {"edges": indices(), "seconds": seconds(indices, repeats)}
+
+
+def of_search(folder: Path, repeats: int, cutoff: float) -> dict[str, float]:
+    """Seconds of the search for all pairs within a cutoff in A, and their number."""
+    released_model(folder)  # makes its packages known
+    from fairchem.core.common.utils import radius_graph_pbc
+
+    batch = batch_of(folder)
+
+    def search() -> int:
+        return radius_graph_pbc(batch, cutoff, ALL_NEIGHBORS)[0].shape[1]
+
+    return {"edges": search(), "seconds": seconds(search, repeats)}
 
 
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    parts = ("model", "trip_interaction", "quad_interaction", "indices", "search_6A", "search_12A")
+    parser.add_argument("part", choices=parts)
     parser.add_argument("repeats", type=int)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tf32", action="store_true", help="multiply in TF32 on a GPU")
     arguments = parser.parse_args(words)
-    print(json.dumps(_measure(arguments.folder, arguments.repeats)))
+    torch.backends.cuda.matmul.allow_tf32 = arguments.tf32
+    folder, repeats, device = arguments.folder, arguments.repeats, arguments.device
+    calls: dict[str, Callable[[], dict[str, float]]] = {
+        "model": lambda: of_model(folder, repeats, device),
+        "indices": lambda: of_indices(folder, repeats),
+        "search_6A": lambda: of_search(folder, repeats, 6.0),
+        "search_12A": lambda: of_search(folder, repeats, 12.0),
+    }
+    call = calls.get(arguments.part, lambda: of_interaction(folder, repeats, device, arguments.part))
+    print(json.dumps(call() | allocator()))
 
 
 if __name__ == "__main__":

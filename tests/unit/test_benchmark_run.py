@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
-from benchmarks.speed.costs import operations
+from benchmarks.speed.beside import has_released
+from benchmarks.speed.costs import MODELS, default_sizes, operations
+from benchmarks.speed.layers import captured, leaves
+from benchmarks.speed.process import allocator
+from benchmarks.speed.steps import counted
 
 ROOT = Path(__file__).resolve().parents[2]
+MODEL = "TUM GemNet-T"
+KERNELS = ("kernels_forward", "kernels_backward", "waits")
 pytestmark = pytest.mark.timeout(900)  # the first test waits for a run of all parts
 
 
@@ -21,12 +29,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The results of a quick run of all parts, in which one model cannot be measured."""
+    """The results of a quick run of all parts, in which the released code cannot be run."""
     folder = tmp_path_factory.mktemp("speed")
-    words = ("--quick", "--plain", "--models", "GemNet-dT,TUM GemNet-T", "--fairchem", "/bin/false")
-    done = run(*words, "--out", str(folder))
+    ways = ("--plain", "--checkpointing", "--precisions", "highest,bf16", "--fairchem", "/bin/false")
+    done = run("--quick", "--models", MODEL, *ways, "--device", "cpu", "--out", str(folder))
     assert done.returncode == 1, done.stderr
-    assert "GemNet-dT could not be measured: /bin/false" in done.stderr
+    assert f"{MODEL} (released) could not be measured: /bin/false" in done.stderr
     return folder
 
 
@@ -41,26 +49,94 @@ def exchanges(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow  # starts processes that import torch, and measures a model of published size
-def test_quick_run_writes_results_and_figure_also_when_one_model_fails(
+def test_quick_run_writes_results_and_figure_also_when_something_cannot_be_measured(
     folder: Path, result: dict[str, Any]
 ) -> None:
-    model = result["models"]["TUM GemNet-T"]
+    model = result["models"][MODEL]["highest"]
     assert model["waits"] == 0
     assert 0 < model["forward_s"] < model["step_s"]
     assert result["machine"]["torch"]
     assert set(result["scaling"]) == {"neighbors", "atoms", "batch"}
     table = (folder / "speed.md").read_text()
     assert "main help" in table
-    assert "GemNet-dT could not be measured" in table
+    assert f"{MODEL} (released) could not be measured" in table
+    assert "triplet interaction of GemNet-dT (released) could not be measured" in table
     assert (folder / "speed_scaling.svg").stat().st_size > 1000
 
 
 @pytest.mark.slow  # shares the run of the test above
 def test_the_row_of_plain_chains_is_theirs_in_every_cell(result: dict[str, Any]) -> None:
-    plain, usual = result["models"]["GemNet-dT (plain chains)"], operations("GemNet-dT")
-    assert {key: plain[key] for key in usual} == operations("GemNet-dT", plain=True) != usual
+    plain = result["models"][MODEL]["plain"]
+    assert {key: plain[key] for key in KERNELS} == operations(MODEL, plain=True)
     assert plain["step_s"] > 0
     assert not {"forward_s", "kept_gb", "peak_counted_gb"} & set(plain)  # which are those of all chains
+
+
+@pytest.mark.slow  # runs narrow models of published structure
+def test_plain_chains_of_a_model_with_direct_forces_need_other_kernels() -> None:
+    plain, usual = (counted("GemNet-dT", [20], "cpu", way) for way in ("plain", "highest"))
+    assert {key: plain[key] for key in KERNELS} == operations("GemNet-dT", plain=True)
+    assert {key: plain[key] for key in KERNELS} != {key: usual[key] for key in KERNELS}
+
+
+@pytest.mark.slow  # shares the run of the test above
+def test_checkpointing_holds_fewer_tensors(folder: Path, result: dict[str, Any]) -> None:
+    ways = result["models"][MODEL]
+    assert ways["checkpointing"]["kept_gb"] < 0.7 * ways["highest"]["kept_gb"]
+    assert ways["checkpointing"]["peak_counted_gb"] < ways["highest"]["peak_counted_gb"]
+    assert ways["checkpointing"]["peak_process_gb"] > ways["checkpointing"]["peak_counted_gb"]
+    assert "## With activation checkpointing" in (folder / "speed.md").read_text()
+
+
+@pytest.mark.slow  # shares the run of the test above
+def test_errors_of_bf16_are_those_of_bf16_and_of_float32_those_of_float32(
+    folder: Path, result: dict[str, Any]
+) -> None:
+    errors = result["errors"][MODEL]
+    assert set(errors) == {"highest", "bf16"}
+    for key in ("energy", "forces"):
+        assert errors["highest"][f"{key}_error_max"] < 1e-4
+        assert 1e-4 < errors["bf16"][f"{key}_error_mean"] <= errors["bf16"][f"{key}_error_max"] < 1
+    assert result["models"][MODEL]["bf16"]["step_s"] > 0
+    assert f"| {MODEL} | bf16 |" in (folder / "speed.md").read_text()
+
+
+@pytest.mark.slow  # shares the run of the test above
+def test_layers_and_graphs_are_measured_alone(folder: Path, result: dict[str, Any]) -> None:
+    layers = result["layers"]
+    assert set(layers) == {"triplet interaction of GemNet-dT", "quadruplet interaction of GemNet-OC"}
+    for found in layers.values():
+        assert 0 < found["ours"]["forward_s"] < found["ours"]["forward_backward_s"]
+    graphs = {label: found["ours"]["edges"] for label, found in result["graphs"].items()}
+    assert graphs["all pairs within 12 A"] > 4 * graphs["all pairs within 6 A"]
+    assert graphs["graphs and indices of GemNet-dT"] <= graphs["all pairs within 6 A"]
+    assert "## Parts alone" in (folder / "speed.md").read_text()
+
+
+def test_the_arguments_of_a_layer_are_cut_off_and_keep_what_needs_a_gradient() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    layer = nn.Bilinear(2, 2, 1)
+    (first, second), _ = captured(layer, lambda: layer(2 * weight, torch.ones(2)))
+    assert first.is_leaf
+    assert first.tolist() == [2, 2]
+    assert leaves([{"first": first}, (second,)])[0] is first
+    assert len(leaves([first, second])) == 1
+
+
+def test_large_models_are_measured_on_one_system_unless_others_are_asked_for() -> None:
+    assert default_sizes("GemNet-XL") == (58,)
+    assert default_sizes("GemNet-dT") == (58, 104)
+
+
+def test_all_but_the_original_q_have_a_released_counterpart() -> None:
+    assert {name for name in MODELS if not has_released(name)} == {"TUM GemNet-Q"}
+
+
+def test_the_allocator_that_was_preloaded_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", "libtcmalloc_minimal.so.4")
+    assert allocator()["ld_preload"] == "libtcmalloc_minimal.so.4"
+    monkeypatch.delenv("LD_PRELOAD")
+    assert set(allocator()) == {"allocator"}
 
 
 @pytest.mark.slow  # shares the run of the test above
@@ -106,9 +182,10 @@ def test_small_buckets_are_more_messages_and_overlap_sends_them_during_the_backw
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--models", "GemNet-Z"), ("--sizes", "5"), ("--sizes", "many")]
+    ("option", "value"),
+    [("--models", "GemNet-Z"), ("--sizes", "5"), ("--sizes", "many"), ("--precisions", "fp16")],
 )
 def test_a_wrong_request_says_so(option: str, value: str) -> None:
-    done = run("--quick" if option == "--models" else "--device=cpu", option, value)
+    done = run("--device=cpu", option, value)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -1,0 +1,53 @@
+"""Time, memory and allocator of a process. Imports nothing of ocpgem: the released code is measured with it, too."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+class NotMeasuredError(Exception):
+    """Something could not be measured; the message says why. What else there is, is measured all the same."""
+
+
+def seconds(call: Callable[[], object], repeats: int) -> float:
+    """The median of some times, after one call that does not count; a GPU is waited for."""
+    call()
+    found = []
+    for _ in range(repeats):
+        _wait_for_gpu()
+        started = time.perf_counter()
+        call()
+        _wait_for_gpu()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def peaks(device: str) -> dict[str, float]:
+    """The most memory in GB that this process held so far, and that its tensors held on a GPU.
+
+    Not `ru_maxrss`, which begins with that of the process which started this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    found = {"peak_process_gb": int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9}
+    if device != "cpu":
+        found["peak_device_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return found
+
+
+def allocator() -> dict[str, str]:
+    """What hands out memory on the CPU in this process, and the libraries that it was told to load first, if any."""
+    loaded = Path("/proc/self/maps").read_text(errors="replace")
+    names = [name for name in ("tcmalloc", "jemalloc", "mimalloc") if f"/lib{name}" in loaded]
+    found = {"allocator": names[0] if names else "the system's"}
+    if "LD_PRELOAD" in os.environ:
+        found["ld_preload"] = os.environ["LD_PRELOAD"]
+    return found

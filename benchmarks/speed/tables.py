@@ -1,0 +1,194 @@
+"""What benchmarks/run.py found, as tables: one a topic."""
+
+from collections.abc import Sequence
+from typing import Any
+
+RELEASED = "fairchem-core 1.10.0"
+STEP = {
+    "atoms": "atoms", "edges": "edges", "forward_s": "forward s", "step_s": "step s",
+    "floor_of_step_s": "floor s", "step_over_floor": "step / floor", "kept_gb": "kept GB",
+    "peak_counted_gb": "peak GB, counted", "peak_process_gb": "peak GB, process", "peak_device_gb": "peak GB, GPU",
+    "kernels_forward": "kernels forward", "kernels_backward": "kernels backward", "waits": "waits",
+}  # fmt: skip
+
+
+def as_table(result: dict[str, Any]) -> str:
+    """All tables; `result` is what speed.json holds."""
+    lines = ["# Speed and memory at published sizes", "", *_facts(result)]
+    lines += _steps(result)
+    for name, reason in result["failed"].items():
+        lines += [
+            "",
+            f"{name} could not be measured: {reason.splitlines()[-1] if reason else 'no reason given'}",
+        ]
+    lines += _beside(result) + _checkpointing(result) + _precisions(result) + _parts(result)
+    lines += _start_up(result)
+    if "loader" in result:
+        lines += _loader(result["loader"])
+    if "ranks" in result:
+        lines += _ranks(result["ranks"])
+    return "\n".join(lines) + "\n"
+
+
+def _table(title: str, text: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """A heading, a paragraph and a table; columns without any value are left out, tables without rows, too."""
+    shown = [n for n in range(len(columns)) if any(row[n] is not None for row in rows)]
+    if not rows:
+        return []
+    lines = ["", f"## {title}", "", *([text, ""] if text else [])]
+    lines += [_row([columns[n] for n in shown]), "|---" * len(shown) + "|"]
+    return lines + [_row([_cell(row[n]) for n in shown]) for row in rows]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None:  # not measured
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def _over(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a / b
+
+
+def _peak(found: dict[str, Any]) -> float | None:
+    """Of the GPU where there is one, else of the process."""
+    peak: float | None = found.get("peak_device_gb", found.get("peak_process_gb"))
+    return peak
+
+
+def _facts(result: dict[str, Any]) -> list[str]:
+    facts = result["machine"]
+    preloaded = f" (LD_PRELOAD={facts['ld_preload']})" if "ld_preload" in facts else ""
+    return [
+        f"`{facts['command']}`; {facts['machine']}, {facts['threads']} of {facts['cores']} cores, "
+        f"device {facts['device']}, load {facts['load']:.1f}, torch {facts['torch']}, allocator "
+        f"{facts['allocator']}{preloaded}, commit {facts['commit']}{', changed' if facts['changed'] else ''}.",
+    ]
+
+
+def _steps(result: dict[str, Any]) -> list[str]:
+    labels = {"highest": "", "plain": " (plain chains)"}
+    rows = [
+        [name + label, *map(found[way].get, STEP)]
+        for name, found in result["models"].items()
+        for way, label in labels.items()
+        if way in found
+    ]
+    text = (
+        "Ours in float32. A step: forward, loss, backward, AdamW and moving average. Floor: its dense products at the "
+        "speed of a [15000, 512] x [512, 512] product in the same process. Peak GB, counted: of tensors beside the "
+        "weights; of the process: the most memory that it ever held, read after its steps and before anything else."
+    )
+    return _table("Models", text, ["model", *STEP.values()], rows)
+
+
+def _beside(result: dict[str, Any]) -> list[str]:
+    columns = (
+        "model", "atoms", "our forward s", "its forward s", "its / our forward", "our step s", "its step s",
+        "its / our step", "our peak GB", "its peak GB", "our / its peak", "energies differ by", "forces differ by",
+    )  # fmt: skip
+    rows = []
+    for name, found in result["released"].items():
+        ours, its = result["models"].get(name, {}).get("highest", {}), found["float32"]
+        row = [name, ours.get("atoms")]
+        for part in ("forward_s", "step_s"):
+            row += [ours.get(part), its[part], _over(its[part], ours.get(part))]
+        row += [_peak(ours), _peak(its), _over(_peak(ours), _peak(its))]
+        rows.append([*row, its["energy_relative_difference"], its["forces_relative_difference"]])
+    text = (
+        f"Both in float32, with the same weights on the same systems, each in a process of its own. Its: {RELEASED}. "
+        "Its / our time above 1: ours is faster; our / its peak below 1: ours needs less memory (of the GPU where "
+        "there is one, else of the process). Its times include search and indices, which our loader's workers do: see "
+        "graphs below. Differences of outputs: the largest, relative to the largest value."
+    )
+    return _table(f"Beside {RELEASED}", text, columns, rows)
+
+
+def _checkpointing(result: dict[str, Any]) -> list[str]:
+    columns = (
+        "model", "atoms", "step s", "step / usual step", "peak GB, counted", "peak GB", "usual peak GB",
+        "peak / its peak", "usual peak / its peak",
+    )  # fmt: skip
+    rows = []
+    for name, ways in result["models"].items():
+        if "checkpointing" not in ways:
+            continue
+        found, usual = ways["checkpointing"], ways.get("highest", {})
+        its = _peak(result["released"].get(name, {}).get("float32", {}))
+        row = [name, found["atoms"], found["step_s"], _over(found["step_s"], usual.get("step_s"))]
+        row += [found["peak_counted_gb"], _peak(found), _peak(usual)]
+        rows.append([*row, _over(_peak(found), its), _over(_peak(usual), its)])
+    text = (
+        "Ours with `activation_checkpointing: true`, which computes activations again instead of keeping them, and the "
+        f"usual step without. Its: {RELEASED}, which keeps them."
+    )
+    return _table("With activation checkpointing", text, columns, rows)
+
+
+def _precisions(result: dict[str, Any]) -> list[str]:
+    columns = (
+        "model", "precision", "forward s", "step s", "its float32 step / this", "its TF32 step / this", "peak GB",
+        "energy error, mean", "energy error, max", "forces error, mean", "forces error, max",
+    )  # fmt: skip
+    rows = []
+    for name, found in result["errors"].items():
+        its = result["released"].get(name, {})
+        for precision, errors in found.items():
+            ours = result["models"].get(name, {}).get(precision, {})
+            row = [name, precision, ours.get("forward_s"), ours.get("step_s")]
+            row += [_over(its.get(way, {}).get("step_s"), ours.get("step_s")) for way in ("float32", "tf32")]
+            kinds = [f"{key}_error_{kind}" for key in ("energy", "forces") for kind in ("mean", "max")]
+            rows.append([*row, _peak(ours), *map(errors.get, kinds)])
+    text = (
+        "highest: float32; high: TF32 products on a GPU (float32 on a CPU); bf16: dense layers in bfloat16. Errors "
+        "against the same weights in float64, of energies and of force vectors, relative to their mean magnitude. "
+        f"Its: {RELEASED}; above 1, ours is faster."
+    )
+    return _table("Precisions", text, columns, rows)
+
+
+def _parts(result: dict[str, Any]) -> list[str]:
+    rows = []
+    for label, found in result["layers"].items():
+        for key, name in (("forward_s", "forward"), ("forward_backward_s", "forward + backward")):
+            ours, its = (found.get(side, {}).get(key) for side in ("ours", "released"))
+            rows.append([f"{label}, {name}", ours, its, _over(its, ours), None, None])
+    for label, found in result["graphs"].items():
+        ours, its = found["ours"], found.get("released", {})
+        times = [ours["seconds"], its.get("seconds"), _over(its.get("seconds"), ours["seconds"])]
+        rows.append([label, *times, ours["edges"], its.get("edges")])
+    columns = ("part", "our s", "its s", "its / our time", "our edges", "its edges")
+    n_systems, n_atoms = result["graph_systems"], result["graph_atoms"]
+    text = (
+        "A layer: of the first block, on the systems of a step, with the arguments (bases and indices among them) that "
+        f"it gets in its model. Graphs: on the CPU, of {n_systems} systems, {n_atoms:,} atoms; edges are those of "
+        f"the main graph, or all pairs. Its: {RELEASED}; above 1, ours is faster."
+    )
+    return _table("Parts alone", text, columns, rows)
+
+
+def _start_up(result: dict[str, Any]) -> list[str]:
+    rows = [[name.removesuffix("_s").replace("_", " "), value] for name, value in result["start_up"].items()]
+    return _table("Start", "", ("command", "seconds"), rows)
+
+
+def _loader(found: dict[str, Any]) -> list[str]:
+    rows = [[name, f"{value:,.0f}"] for name, value in found["systems_per_second"].items()]
+    return _table("Loader", "", ("loader, one core", "systems/s"), rows)
+
+
+def _ranks(found: dict[str, Any]) -> list[str]:
+    """Scaling over ranks and bytes that a rank sends under ZeRO-1, of benchmarks/scaling.py."""
+    rows = []
+    for size, each in found["ranks"].items():
+        sent = next(case["sent_bytes"] for case in each["traffic"] if case["label"] == "ZeRO-1, 1 bucket")
+        rows.append([str(size), each["weak"], each["strong"], f"{sent:,.0f}"])
+    return _table("Ranks", "", ("ranks", "weak: s a step", "strong: s a step", "bytes sent by a rank"), rows)
