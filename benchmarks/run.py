@@ -12,7 +12,7 @@ process of its own, so that its peak memory is its own. What else can be measure
                        that has fairchem-core 1.10.0 (docs/performance.md says how to make one)
 
 Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py. --quick: one small system, one
-repetition, a few points, to see that everything runs.
+repetition, a few points, to see in minutes that everything runs.
 """
 
 import argparse
@@ -195,23 +195,25 @@ def released_steps(name: str, sizes: tuple[int, ...], arguments: argparse.Namesp
 
 
 def measure_layers(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
-    """Layers alone, ours and the released ones."""
+    """Layers alone, ours and the released ones, and by how much the mean magnitudes of their outputs differ."""
     sizes, device = arguments.sizes or SIZES, arguments.device
-    for label, (model, ours, theirs) in LAYERS.items():
-        common = {"model": model, "sizes": sizes, "device": device}
-        given = common | {"name": ours, "repeats": arguments.repeats}
-        found = attempt(result, label, in_own_process, "interaction", **given)
-        result["layers"][label] = {"ours": found} if found else {}
+    for label, (model, name, its_name) in LAYERS.items():
+        given = {"name": name, "model": model, "sizes": sizes, "device": device}
+        ours = attempt(result, label, in_own_process, "interaction", **given, repeats=arguments.repeats)
+        its = None
+        if arguments.fairchem:
+            its = attempt(result, f"{label} (released)", released_layer, model, its_name, arguments)
+        found = {side: seconds for side, seconds in (("ours", ours), ("released", its)) if seconds}
+        if ours and its:
+            found["magnitudes_relative_difference"] = abs(ours["magnitude"] / its["magnitude"] - 1)
+        result["layers"][label] = found
 
-        def released(model: str = model, part: str = theirs) -> dict[str, Any]:
-            with beside.exported(in_own_process, model, sizes, device, predict=False) as folder:
-                return beside.released(
-                    arguments.fairchem, folder, part, arguments.repeats, "--device", device
-                )
 
-        found = attempt(result, f"{label} (released)", released) if arguments.fairchem else None
-        if found is not None:
-            result["layers"][label]["released"] = found
+def released_layer(model: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """An interaction of the released code alone."""
+    sizes, device = arguments.sizes or SIZES, arguments.device
+    with beside.exported(in_own_process, model, sizes, device, predict=False) as folder:
+        return beside.released(arguments.fairchem, folder, name, arguments.repeats, "--device", device)
 
 
 def measure_graphs(arguments: argparse.Namespace, result: dict[str, Any]) -> None:

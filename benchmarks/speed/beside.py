@@ -3,7 +3,7 @@
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,9 @@ def export(model: str, sizes: list[int], folder: str, device: str, predict: bool
 
 
 @contextmanager
-def exported(run: Any, model: str, sizes: tuple[int, ...], device: str, predict: bool) -> Iterator[str]:
+def exported(
+    run: Callable[..., Any], model: str, sizes: tuple[int, ...], device: str, predict: bool
+) -> Iterator[str]:
     """A folder that `export` wrote in a process of its own, whose memory is free again.
 
     run: calls a function of `run.PARTS` with its arguments in a process of its own.

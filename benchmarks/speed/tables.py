@@ -107,7 +107,8 @@ def _beside(result: dict[str, Any]) -> list[str]:
         f"Both in float32, with the same weights on the same systems, each in a process of its own. Its: {RELEASED}. "
         "Its / our time above 1: ours is faster; our / its peak below 1: ours needs less memory (of the GPU where "
         "there is one, else of the process). Its times include search and indices, which our loader's workers do: see "
-        "graphs below. Differences of outputs: the largest, relative to the largest value."
+        "parts below. Differences of outputs: the largest, relative to the largest value. Of neighbours that are "
+        "equally far, such as an atom's own images in the small cells of --quick, each code may keep another one."
     )
     return _table(f"Beside {RELEASED}", text, columns, rows)
 
@@ -156,21 +157,23 @@ def _precisions(result: dict[str, Any]) -> list[str]:
 
 
 def _parts(result: dict[str, Any]) -> list[str]:
-    rows = []
+    rows: list[list[Any]] = []
     for label, found in result["layers"].items():
+        ours, its = found.get("ours", {}), found.get("released", {})
         for key, name in (("forward_s", "forward"), ("forward_backward_s", "forward + backward")):
-            ours, its = (found.get(side, {}).get(key) for side in ("ours", "released"))
-            rows.append([f"{label}, {name}", ours, its, _over(its, ours), None, None])
+            times = [ours.get(key), its.get(key), _over(its.get(key), ours.get(key))]
+            rows.append([f"{label}, {name}", *times, None, None, found.get("magnitudes_relative_difference")])
     for label, found in result["graphs"].items():
         ours, its = found["ours"], found.get("released", {})
         times = [ours["seconds"], its.get("seconds"), _over(its.get("seconds"), ours["seconds"])]
-        rows.append([label, *times, ours["edges"], its.get("edges")])
-    columns = ("part", "our s", "its s", "its / our time", "our edges", "its edges")
+        rows.append([label, *times, ours["edges"], its.get("edges"), None])
+    columns = ("part", "our s", "its s", "its / our time", "our edges", "its edges", "magnitudes differ by")
     n_systems, n_atoms = result["graph_systems"], result["graph_atoms"]
     text = (
         "A layer: of the first block, on the systems of a step, with the arguments (bases and indices among them) that "
-        f"it gets in its model. Graphs: on the CPU, of {n_systems} systems, {n_atoms:,} atoms; edges are those of "
-        f"the main graph, or all pairs. Its: {RELEASED}; above 1, ours is faster."
+        "it gets in its model; magnitudes: the mean magnitude of what it returns. Graphs: on the CPU, of "
+        f"{n_systems} systems, {n_atoms:,} atoms; edges are those of the main graph, or all pairs. "
+        f"Its: {RELEASED}; above 1, ours is faster."
     )
     return _table("Parts alone", text, columns, rows)
 

