@@ -122,7 +122,7 @@ def keep_as_autograd(potential: Potential) -> None:
     """Let dense chains keep for the gradient what autograd would keep."""
     for part in potential.modules():
         if isinstance(part, Frugal):
-            part.twice_differentiated = True
+            part.as_autograd = True
 
 
 def operations(name: str, plain: bool = False) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import islice
@@ -18,6 +19,7 @@ from ocpgem.data.loader import EvalLoader, Recipe
 from ocpgem.data.plan import TrainPlan
 from ocpgem.errors import RequestError
 from ocpgem.graph.topology import Topology
+from ocpgem.models.gemnet.in_blocks import rows_as_on_gpu
 from ocpgem.models.potential import Normalization
 from ocpgem.parallel.graph import require_groups
 from ocpgem.train.batching import Costs, eval_batching, require_work_for_all, train_batching, unbalanced
@@ -151,10 +153,11 @@ def estimate(
     )
     steps = _steps(plan, n_groups)
     batch, topology = recipe.prepare(steps.largest)
-    cost = _cost(config, recipe, steps.largest, (batch, topology))
+    with nullcontext() if device is None else rows_as_on_gpu():
+        cost = _cost(config, recipe, steps.largest, (batch, topology))
+        working = max(cost.peak_bytes, _validation(config, recipe, data.val, costs))
     found = Batch(len(steps.largest), topology.n_atoms, topology.main.n_edges, steps.micro_batches)
     n_parameters = _n_parameters(config)
-    working = max(cost.peak_bytes, _validation(config, recipe, data.val, costs))
     chosen = device or cpu()
     flops = config.parallel.graph * cost.flops * steps.work / max(1, steps.work_of_largest)
     seconds = flops / world_size / _rate(chosen, config.precision)

@@ -1,13 +1,19 @@
 """Interactions that start or end at atoms: atom to edge, edge to atom, atom to atom (GemNet-OC, section 4)."""
 
-import torch
 from torch import Tensor, nn
 
 from ocpgem.graph.topology import EdgeSet, Topology
 from ocpgem.models.gemnet.bases import TripletBasis
 from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import AtomAtomConfig, AtomEdgeConfig, GemNetConfig
-from ocpgem.models.gemnet.edge_ops import from_source, gather_sources, pad_by_target, sum_to_target, unpad
+from ocpgem.models.gemnet.edge_ops import (
+    from_source,
+    gather_sources,
+    pad_by_target,
+    stack,
+    sum_to_target,
+    unpad,
+)
 from ocpgem.models.gemnet.layers import Dense, float32_region
 from ocpgem.models.gemnet.triplets import Bilinear, EdgeMessages, EdgeUpdate, read_density
 
@@ -33,7 +39,7 @@ def mixed_angular_sum(
         unpad(of_degree, outgoing.slot).index_add(0, common_outgoing, own, alpha=-value)
         for of_degree, value in zip(read, self_product(n_spherical), strict=True)
     ]
-    return torch.stack(rows, dim=1)
+    return stack(rows, dim=1)
 
 
 class AtomToEdgeInteraction(nn.Module):

@@ -1,7 +1,6 @@
 """The interaction block and the pieces it shares with the output heads (GemNet, fig. 2)."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from ocpgem.graph.topology import EdgeSet, SymmetricEdgeSet, Topology
 from ocpgem.models.gemnet.atom_paths import AtomAtomInteraction, AtomToEdgeInteraction, EdgeToAtomInteraction
 from ocpgem.models.gemnet.bases import Basis
+from ocpgem.models.gemnet.chains import residual_stack, widening_stack
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.edge_ops import from_source, from_target, gather_sources, sum_to_target
 from ocpgem.models.gemnet.layers import (
@@ -18,11 +18,10 @@ from ocpgem.models.gemnet.layers import (
     Frugal,
     ScaleFactor,
     combine,
+    filtered,
     he_orthogonal_,
-    residual_stack,
     scaled_silu,
     skip,
-    widening_stack,
 )
 from ocpgem.models.gemnet.quadruplets import QuadrupletInteraction
 from ocpgem.models.gemnet.triplets import TripletInteraction
@@ -67,7 +66,7 @@ class AtomEmbedding(nn.Module):
         return self.shared + (own if hidden is None else own * (~hidden).unsqueeze(1))
 
 
-class EdgeEmbedding(nn.Module):
+class EdgeEmbedding(Frugal, nn.Module):
     """act(W concat(h_source, h_target, x)), with the atoms' parts multiplied once per atom instead of once per edge.
 
     The weight is [edge_dim, 2 * atom_dim + x_dim], in the order source, target, x.
@@ -85,7 +84,7 @@ class EdgeEmbedding(nn.Module):
         # h has fewer channels than its product with the weight, so that is computed where it is needed.
         of_sources = from_source(F.linear(gather_sources(h, edges), w_source), edges)
         of_atoms = of_sources + from_target(F.linear(h, w_target), edges)
-        return scaled_silu(F.linear(x, w_x) + of_atoms)
+        return self.by_rows(scaled_silu, (F.linear(x, w_x) + of_atoms,), (), observed=False)
 
 
 class EdgesToAtoms(Frugal, nn.Module):
@@ -100,12 +99,10 @@ class EdgesToAtoms(Frugal, nn.Module):
 
     def forward(self, m: Tensor, radial: Tensor, edges: EdgeSet) -> Tensor:
         """m [n_edges, edge_dim], radial [n_edges, radial_dim] -> [n_atoms, atom_dim]."""
-        summed = self.recomputed(partial(self._sum, edges=edges), m, radial)
+        filters = self.scale_sum(self.radial.weight)
+        weighted = self.by_rows(filtered, (m, radial), (filters,), self.scale_sum.is_observed)
+        summed = sum_to_target(weighted.to(radial.dtype), edges)
         return self.layers(self.scale_sum.observe(summed, m))
-
-    def _sum(self, m: Tensor, radial: Tensor, edges: EdgeSet) -> Tensor:
-        weighted = m * (radial @ self.scale_sum(self.radial.weight).t())
-        return sum_to_target(weighted.to(radial.dtype), edges)
 
 
 class InteractionBlock(nn.Module):

@@ -4,6 +4,7 @@ Where rows are read by index, the graph also knows the rows in the order of that
 that is a segment sum: no gradient here is an atomic scatter. All functions can be differentiated twice.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,6 +82,37 @@ class _Unpad(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (slot,) = ctx.saved_tensors
         return _Pad.apply(grads[0], slot, ctx.n_rows), None
+
+
+class _Stack(torch.autograd.Function):
+    """torch.stack, whose second derivative in torch fills a tensor of the size of the whole for every part."""
+
+    @staticmethod
+    def forward(ctx: Any, dim: int, *parts: Tensor) -> Tensor:
+        ctx.dim = dim
+        return torch.stack(parts, dim)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_Unstack.apply(grads[0], ctx.dim)
+
+
+class _Unstack(torch.autograd.Function):
+    """The parts of a stack; the transpose stacks them again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> tuple[Tensor, ...]:
+        ctx.dim = dim
+        return tuple(part.contiguous() for part in x.unbind(dim))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Stack.apply(ctx.dim, *grads), None
+
+
+def stack(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """torch.stack(parts, dim)."""
+    return torch.stack(list(parts), dim) if torch.compiler.is_compiling() else _Stack.apply(dim, *parts)
 
 
 def reverse(x: Tensor, edges: SymmetricEdgeSet) -> Tensor:

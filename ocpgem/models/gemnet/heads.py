@@ -1,20 +1,21 @@
 """Output heads: what the embeddings contribute to the energy of the atoms and to the force along the edges."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocpgem.graph.topology import EdgeSet
 from ocpgem.models.gemnet.bases import Basis
 from ocpgem.models.gemnet.blocks import EdgesToAtoms
+from ocpgem.models.gemnet.chains import residual_stack, widening_stack
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.layers import (
     Dense,
     Frugal,
     ScaleFactor,
+    filtered,
     float32_region,
-    residual_stack,
     skip,
-    widening_stack,
 )
 
 
@@ -48,7 +49,7 @@ class EnergyBranch(nn.Module):
 
 
 class ForceBranch(Frugal, nn.Module):
-    """The edge embeddings after one block -> features of each edge, [n_edges, edge_dim].
+    """The edge embeddings after one block -> what the head adds up of the features of each edge.
 
     The radial basis is multiplied after the layers, or before them by the map of the energy branch.
     """
@@ -62,16 +63,46 @@ class ForceBranch(Frugal, nn.Module):
         )
         self.scale_radial = ScaleFactor()
 
-    def forward(self, m: Tensor, basis: Basis, energy_branch: EnergyBranch) -> Tensor:
-        if self.radial is not None:
-            return self._filtered(self.layers(m), basis, self.radial)
-        return self.layers(self._filtered(m, basis, energy_branch.to_atoms.radial))
+    def forward(self, m: Tensor, basis: Basis, energy_branch: EnergyBranch, weight: Tensor) -> Tensor:
+        """weight: [out_dim, edge_dim], of the head; returns its term for this block, [n_edges, out_dim]."""
+        radial = basis.radial_output
+        if self.radial is None:
+            filters = self.scale_radial(energy_branch.to_atoms.radial.weight)
+            return head_term(self.layers(self._filtered(m, radial, filters)), weight)
+        x, filters = self.layers(m), self.scale_radial(self.radial.weight)
+        if weight.shape[0] > 1:  # not a product to be computed twice
+            return head_term(self._filtered(x, radial, filters), weight)
 
-    def _filtered(self, x: Tensor, basis: Basis, filters: Dense) -> Tensor:
-        def weighted(x: Tensor, radial: Tensor) -> Tensor:
-            return x * (radial @ self.scale_radial(filters.weight).t())
+        def term(x: Tensor, radial: Tensor, filters: Tensor, weight: Tensor) -> Tensor:
+            return head_term(self.scale_radial.observe(filtered(x, radial, filters), x), weight)
 
-        return self.scale_radial.observe(self.recomputed(weighted, x, basis.radial_output), x)
+        return self.by_rows(term, (x, radial), (filters, weight), self.scale_radial.is_observed)
+
+    def _filtered(self, x: Tensor, radial: Tensor, filters: Tensor) -> Tensor:
+        return self.scale_radial.observe(self.by_rows(filtered, (x, radial), (filters,), observed=False), x)
+
+
+def head_term(x: Tensor, weight: Tensor) -> Tensor:
+    """What a head adds up, [n, dim], [out_dim, dim] -> [n, out_dim]; a result has the precision of the weights."""
+    if weight.shape[0] > 1:
+        return F.linear(x, weight)
+    with float32_region(x):
+        return F.linear(x.to(weight.dtype), weight)
+
+
+class Total:
+    """The terms of a head, added up in float32 or better."""
+
+    value: Tensor
+
+    def __init__(self) -> None:
+        self._n = 0
+
+    def add(self, term: Tensor) -> None:
+        """Add a term, [n, out_dim]."""
+        term = term.to(torch.promote_types(term.dtype, torch.float32))
+        self.value = self.value + term if self._n else term
+        self._n += 1
 
 
 class SummingHead(nn.Module):
@@ -81,26 +112,38 @@ class SummingHead(nn.Module):
         super().__init__()
         self.outputs = nn.ModuleList(ScalarOutput(config, dim) for _ in range(config.n_blocks + 1))
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """n_blocks + 1 tensors [n, dim] -> [n]."""
-        total = torch.stack([output(x) for output, x in zip(self.outputs, features, strict=True)])
-        return total.sum(0).squeeze(1)
+    def weight(self, index: int) -> Tensor:
+        """That of one block, [1, dim]: see `head_term`."""
+        output = self.outputs[index]
+        assert isinstance(output, ScalarOutput)
+        return output.dense.weight
+
+    def forward(self, total: Tensor) -> Tensor:
+        """The sum of the terms of all blocks, [n, 1] -> [n]."""
+        return total.squeeze(1)
 
 
 class GlobalHead(nn.Module):
-    """The features of all blocks are concatenated and give one number."""
+    """The features of all blocks are concatenated and give one number; the first product is summed over the blocks."""
 
     def __init__(self, config: GemNetConfig, dim: int, n_layers: int) -> None:
         super().__init__()
+        self.dim = dim
         self.layers = widening_stack((config.n_blocks + 1) * dim, dim, n_layers)
         self.output = ScalarOutput(config, dim)
 
-    def forward(self, features: list[Tensor]) -> Tensor:
-        """n_blocks + 1 tensors [n, dim] -> [n]."""
-        return self.output(self.layers(torch.cat(features, dim=1))).squeeze(1)
+    def weight(self, index: int) -> Tensor:
+        """That of one block's features in the first layer, [dim, dim]: see `head_term`."""
+        first = self.layers[0]
+        assert isinstance(first, Dense)
+        return first.weight[:, index * self.dim : (index + 1) * self.dim]
+
+    def forward(self, total: Tensor) -> Tensor:
+        """The sum of the terms of all blocks, [n, dim] -> [n]."""
+        return self.output(self.layers.after_first_product(total)).squeeze(1)
 
 
-def output_head(config: GemNetConfig, dim: int) -> nn.Module:
+def output_head(config: GemNetConfig, dim: int) -> SummingHead | GlobalHead:
     """The head that turns the features of all blocks into numbers."""
     head = config.global_head
     return SummingHead(config, dim) if head is None else GlobalHead(config, dim, head.layers)

@@ -1,10 +1,13 @@
-"""A sum computed some rows at a time, of which its first and second gradients keep nothing but the arguments.
+"""A function of rows computed some rows at a time, of which both its gradients keep nothing but the arguments.
 
 Activation checkpointing bounds the memory of a forward pass alone: a gradient that is differentiated again, as that
-of forces is, keeps every recomputed value. Here both gradients recompute one block after the other.
+of forces is, keeps every recomputed value. Here both gradients recompute one block after the other. On a CPU, blocks
+that its caches hold are faster as well: what a row needs in between is not written to memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,80 +15,151 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Block = Callable[..., Tensor]
-"""Rows of the tables -> as many rows of the result."""
+"""Rows of the tables, and what all rows share -> as many rows of the result."""
+
+_CACHED = 2**19
+"""Numbers of one activation that a core of a CPU works on at a time."""
+_as_on_gpu: ContextVar[bool] = ContextVar("_as_on_gpu", default=False)
 
 
-def in_blocks(block: Block, size: int, *tables: Tensor) -> Tensor:
-    """`block(*tables)`, computed for `size` rows of the tables at a time.
+def in_blocks(block: Block, size: int, tables: Sequence[Tensor], shared: Sequence[Tensor] = ()) -> Tensor:
+    """`block(*tables, *shared)`, computed for `size` rows of the tables at a time.
 
-    tables: [n, ...] each. Rows must not depend on each other. The result can be differentiated twice.
+    tables: [n, ...] each; shared: any, read by all rows. Rows must not depend on each other. The result can be
+    differentiated twice.
     """
-    return _InBlocks.apply(block, size, *tables)
+    like = tables[0]
+    autocast = (
+        torch.get_autocast_dtype(like.device.type) if torch.is_autocast_enabled(like.device.type) else None
+    )
+    return _InBlocks.apply(_Form(block, size, len(tables), autocast), *tables, *shared)
+
+
+def places_in_cache(x: Tensor) -> Iterator[slice]:
+    """Rows of x [n, ...] to compute together: on a CPU as many as its caches hold, elsewhere all; one if n is 0."""
+    n_rows = max(1, len(x))
+    size = min(n_rows, rows_in_cache(x, x.shape[1:].numel()))
+    return (slice(first, min(first + size, n_rows)) for first in range(0, n_rows, size))
+
+
+def rows_in_cache(x: Tensor, width: int) -> int:
+    """How many rows of x [n, ...] to compute together, where `width` numbers are computed of each."""
+    if x.device.type != "cpu" or _as_on_gpu.get():
+        return max(1, len(x))
+    return max(256, _CACHED // max(1, width))
+
+
+@contextmanager
+def rows_as_on_gpu() -> Iterator[None]:
+    """Within the context all rows are computed together, to count on a CPU what a GPU would need."""
+    token = _as_on_gpu.set(True)
+    try:
+        yield
+    finally:
+        _as_on_gpu.reset(token)
+
+
+class _Form:
+    """What is computed, and how: of how many rows at a time, with what precision of products."""
+
+    def __init__(self, block: Block, size: int, n_tables: int, autocast: torch.dtype | None) -> None:
+        self.block, self.size, self.n_tables, self.autocast = block, size, n_tables, autocast
+
+    def as_given(self, like: Tensor) -> torch.autocast:
+        """The precision of the forward pass, wherever the gradient is asked for."""
+        return torch.autocast(like.device.type, self.autocast, enabled=self.autocast is not None)
+
+    def places(self, table: Tensor) -> list[slice]:
+        """The blocks; one of no rows if there are none."""
+        n_rows = max(1, len(table))
+        return [slice(first, first + self.size) for first in range(0, n_rows, self.size)]
+
+    def rows(self, tensors: Sequence[Tensor], place: slice) -> list[Tensor]:
+        """The block's rows of each table, then what is shared."""
+        return [tensor[place] if number < self.n_tables else tensor for number, tensor in enumerate(tensors)]
 
 
 class _InBlocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, block: Block, size: int, *tables: Tensor) -> Tensor:
-        ctx.block, ctx.size = block, size
-        ctx.save_for_backward(*tables)
-        with _as_given(tables[0]):
-            return torch.cat([block(*rows) for rows in _split(tables, size)])
+    def forward(ctx: Any, form: _Form, *tensors: Tensor) -> Tensor:
+        ctx.form = form
+        ctx.save_for_backward(*tensors)
+        result: Tensor | None = None
+        for place in form.places(tensors[0]):
+            rows = form.block(*form.rows(tensors, place))
+            if result is None:
+                result = rows.new_empty(len(tensors[0]), *rows.shape[1:])
+            result[place] = rows
+        assert result is not None
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[2:]
-        found = iter(_Gradient.apply(ctx.block, ctx.size, wanted, grads[0], *ctx.saved_tensors))
-        return None, None, *(next(found) if want else None for want in wanted)
+        wanted = ctx.needs_input_grad[1:]
+        found = iter(_Gradient.apply(ctx.form, wanted, grads[0], *ctx.saved_tensors))
+        return None, *(next(found) if want else None for want in wanted)
 
 
 class _Gradient(torch.autograd.Function):
-    """The gradients of `_InBlocks` by its wanted tables, as a function of the incoming gradient and of all tables."""
+    """The gradients of `_InBlocks` by what wants one, as a function of the incoming gradient and of all arguments."""
 
     @staticmethod
     def forward(
-        ctx: Any, block: Block, size: int, wanted: Sequence[bool], grad: Tensor, *tables: Tensor
+        ctx: Any, form: _Form, wanted: Sequence[bool], grad: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.block, ctx.size, ctx.wanted = block, size, wanted
-        ctx.save_for_backward(grad, *tables)
-        parts = []
-        with _as_given(grad), torch.enable_grad():
-            for of_block, *rows in _split((grad, *tables), size):
-                leaves = _leaves(rows, wanted)
-                parts.append(_gradients([block(*leaves)], _chosen(leaves, wanted), [of_block]))
-        return _joined(parts)
+        ctx.form, ctx.wanted = form, wanted
+        ctx.save_for_backward(grad, *tensors)
+        sums = _Sums(tensors, wanted, form.n_tables)
+        for place in form.places(grad):
+            with torch.enable_grad(), form.as_given(grad):
+                leaves = _leaves(form.rows(tensors, place), wanted)
+                values = form.block(*leaves)
+            sums.add(place, _gradients([values], _chosen(leaves, wanted), [grad[place]]))
+        return tuple(sums.found)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *seconds: Tensor) -> tuple[Tensor | None, ...]:
-        wanted, asked = ctx.wanted, ctx.needs_input_grad[3:]
-        n_seconds = len(seconds)
-        parts = []
-        with _as_given(seconds[0]), torch.enable_grad():
-            for rows in _split((*seconds, *ctx.saved_tensors), ctx.size):
-                of_firsts = rows[:n_seconds]
-                needed = [asked[0], *(want or ask for want, ask in zip(wanted, asked[1:], strict=True))]
-                grad, *leaves = _leaves(rows[n_seconds:], needed)
+        form, wanted, asked = ctx.form, ctx.wanted, ctx.needs_input_grad[2:]
+        grad, *tensors = ctx.saved_tensors
+        needed = [asked[0], *(want or ask for want, ask in zip(wanted, asked[1:], strict=True))]
+        sums = _Sums((grad, *tensors), asked, form.n_tables + 1)
+        is_table = [number < form.n_tables for number, want in enumerate(wanted) if want]
+        for place in form.places(grad):
+            with torch.enable_grad(), form.as_given(grad):
+                of_rows, *leaves = _leaves([grad[place], *form.rows(tensors, place)], needed)
                 firsts = torch.autograd.grad(
-                    ctx.block(*leaves),
+                    form.block(*leaves),
                     _chosen(leaves, wanted),
-                    grad,
+                    of_rows,
                     create_graph=True,
                     materialize_grads=True,
                 )
-                parts.append(_gradients(firsts, _chosen([grad, *leaves], asked), of_firsts))
-        found = iter(_joined(parts))
-        return None, None, None, *(next(found) if ask else None for ask in asked)
+            of_firsts = [
+                second[place] if table else second for second, table in zip(seconds, is_table, strict=True)
+            ]
+            sums.add(place, _gradients(firsts, _chosen([of_rows, *leaves], asked), of_firsts))
+        found = iter(sums.found)
+        return None, None, *(next(found) if ask else None for ask in asked)
 
 
-def _as_given(like: Tensor) -> torch.autocast:
-    """Recomputed in the precision of the forward pass, wherever the gradient is asked for."""
-    return torch.autocast(like.device.type, enabled=False)
+class _Sums:
+    """Gradients of tables, filled block by block, and of what is shared, summed over the blocks."""
 
+    def __init__(self, tensors: Sequence[Tensor], wanted: Sequence[bool], n_tables: int) -> None:
+        self._is_table = [number < n_tables for number, want in enumerate(wanted) if want]
+        self.found = [
+            torch.empty_like(tensor) if table else torch.zeros_like(tensor)
+            for tensor, table in zip(_chosen(tensors, wanted), self._is_table, strict=True)
+        ]
 
-def _split(tables: Sequence[Tensor], size: int) -> list[list[Tensor]]:
-    """The blocks' rows of each table; one empty block if there are no rows."""
-    n_rows = len(tables[0])
-    return [[table[first : first + size] for table in tables] for first in range(0, max(n_rows, 1), size)]
+    def add(self, place: slice, of_block: Sequence[Tensor]) -> None:
+        """Take the gradients of one block."""
+        for total, own, table in zip(self.found, of_block, self._is_table, strict=True):
+            if table:
+                total[place] = own
+            else:
+                total.add_(own)
 
 
 def _leaves(rows: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor]:
@@ -103,7 +177,3 @@ def _gradients(of: Sequence[Tensor], by: Sequence[Tensor], weights: Sequence[Ten
         return tuple(torch.zeros_like(leaf) for leaf in by)
     values, grads = zip(*pairs, strict=True)
     return torch.autograd.grad(values, by, grads, materialize_grads=True)
-
-
-def _joined(parts: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat(of_table) for of_table in zip(*parts, strict=True))

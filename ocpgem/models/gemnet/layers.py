@@ -1,14 +1,13 @@
 """Bias-free dense layers, residual blocks, scale factors and the initialisation they share (GemNet paper, appendix)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ocpgem.kernels import use_triton
+from ocpgem.models.gemnet.in_blocks import in_blocks, rows_in_cache
 
 INV_SQRT_2 = 2.0**-0.5
 SILU_SCALE = 1 / 0.6
@@ -58,7 +57,45 @@ def he_orthogonal_(weight: Tensor) -> None:
         weight.sub_(mean).div_((variance + 1e-6).sqrt()).mul_(fan_in**-0.5)
 
 
-class Dense(nn.Module):
+class ForceGradient:
+    """Says, to all parts of a model, when it differentiates its energy by positions to get forces."""
+
+    def __init__(self) -> None:
+        self.is_taken = False
+
+
+class Frugal:
+    """A part of a model that keeps little for the gradient, and computes again what costs little.
+
+    forces: where a model has them as gradients; while they are taken, gradients of weights are not asked for.
+    as_autograd: keep what autograd would keep, to
+    compare with.
+    """
+
+    forces: ForceGradient | None = None
+    as_autograd = False
+
+    def by_rows(
+        self,
+        function: Callable[..., Tensor],
+        tables: Sequence[Tensor],
+        shared: Sequence[Tensor],
+        observed: bool,
+    ) -> Tensor:
+        """function(*tables, *shared), of rows that do not depend on each other; the arguments alone are kept.
+
+        tables: [n, ...] each; shared: weights [out_dim, in_dim].
+        observed: whether a fit of scale factors looks at what is computed in between.
+        """
+        # torch.compile chooses itself what is kept. Gradients of forces would need products four times.
+        keep_all = self.as_autograd or (self.forces is not None and len(shared) > 0)
+        if observed or torch.compiler.is_compiling() or (torch.is_grad_enabled() and keep_all):
+            return function(*tables, *shared)
+        width = max([table.shape[1:].numel() for table in tables] + [weight.shape[0] for weight in shared])
+        return in_blocks(function, rows_in_cache(tables[0], width), tables, shared)
+
+
+class Dense(Frugal, nn.Module):
     """y = x W^T, followed by SiLU / 0.6 if `activation`; never a bias.
 
     The weight is [out_dim, in_dim].
@@ -72,7 +109,7 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.product(x)
-        return scaled_silu(x) if self.activation else x
+        return self.by_rows(scaled_silu, (x,), (), observed=False) if self.activation else x
 
     def product(self, x: Tensor) -> Tensor:
         """x W^T, the pre-activation."""
@@ -91,62 +128,19 @@ class Residual(nn.Module):
         return skip(x, self.dense_2(self.dense_1(x)))
 
 
-class Frugal:
-    """A part of a model that keeps little for the gradient, and computes again what costs little.
-
-    twice_differentiated: whether gradients are part of what is trained (gradient forces). Then autograd keeps all it
-    needs at once; without, a second derivative is still right, but computes the part again.
-    """
-
-    twice_differentiated = False
-
-    def recomputed(self, function: Callable[..., Tensor], *args: Tensor) -> Tensor:
-        """function(*args), of which the arguments alone are kept. Its last operation is not computed again."""
-        # torch.compile chooses itself what is kept.
-        if torch.compiler.is_compiling() or self.twice_differentiated or not torch.is_grad_enabled():
-            return function(*args)
-        return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-
-
-class DenseChain(Frugal, nn.Sequential):
-    """A Dense layer with activation, or none, then residual blocks; pre-activations are kept for the gradient."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, in_dim] -> [n, out_dim]."""
-        if not len(self):
-            return x
-        leading = isinstance(self[0], Dense)
-        # torch.compile chooses itself what is kept, and cannot follow the other forms.
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.twice_differentiated):
-            return plain_chain(x, self._weights(), leading)
-        if torch.is_grad_enabled():
-            return _Chain.apply(x, leading, *self._weights())
-        return _run_chain(x, self._weights(), leading, None)
-
-    def _weights(self) -> list[Tensor]:
-        return [layer.weight for layer in self.modules() if isinstance(layer, Dense)]
-
-
-def residual_stack(dim: int, n_layers: int) -> DenseChain:
-    """`n_layers` residual blocks of width `dim`; the identity if zero."""
-    return DenseChain(*(Residual(dim) for _ in range(n_layers)))
+def filtered(x: Tensor, radial: Tensor, filters: Tensor) -> Tensor:
+    """x [n, dim] times what a radial basis [n, radial_dim] gives through filters [dim, radial_dim]."""
+    return x * F.linear(radial, filters)
 
 
 def combine(first: Tensor, *others: Tensor) -> Tensor:
     """The sum of independent terms over the square root of their number, which keeps their variance."""
-    total = first
-    for term in others:
-        total = total + term
-    return total * (1 + len(others)) ** -0.5 if others else first
-
-
-def widening_stack(in_dim: int, out_dim: int, n_residual: int, leading: str = "always") -> DenseChain:
-    """A Dense layer in_dim -> out_dim with activation, then `n_residual` residual blocks.
-
-    leading: "if_widths_differ" leaves the Dense layer out where both widths are equal.
-    """
-    first = [Dense(in_dim, out_dim, activation=True)] if leading == "always" or in_dim != out_dim else []
-    return DenseChain(*first, *residual_stack(out_dim, n_residual))
+    if not others:
+        return first
+    total = torch.add(first, others[0])
+    for term in others[1:]:
+        total = total.add_(term)
+    return total.mul_((1 + len(others)) ** -0.5)
 
 
 class ScaleFactor(nn.Module):
@@ -165,6 +159,11 @@ class ScaleFactor(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
         self.observer: Observer | None = None
 
+    @property
+    def is_observed(self) -> bool:
+        """Whether a fit of the factor waits for values."""
+        return self.observer is not None
+
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.factor
 
@@ -178,121 +177,3 @@ class ScaleFactor(nn.Module):
         """Fix the factor to `value` and mark it as fitted."""
         self.factor.fill_(value)
         self.fitted.fill_(True)
-
-
-def plain_chain(x: Tensor, weights: Sequence[Tensor], leading: bool) -> Tensor:
-    """What a `DenseChain` computes, in torch's own operations: the reference, and the form for second derivatives."""
-    if leading:
-        x, weights = scaled_silu(F.linear(x, weights[0])), weights[1:]
-    for first, second in zip(weights[::2], weights[1::2], strict=True):
-        x = skip_activated(x, F.linear(scaled_silu(F.linear(x, first)), second))
-    return x
-
-
-def _run_chain(x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[Tensor] | None) -> Tensor:
-    """The chain without autograd; pre-activations are appended to `kept`.
-
-    The running sum of residual blocks is not divided by sqrt(2) after each; the constants multiply weights instead,
-    which are small, so that every block reads and writes its activations as rarely as possible.
-    """
-
-    def product(x: Tensor, weight: Tensor) -> Tensor:
-        found = F.linear(x, weight)
-        if kept is not None:
-            kept.append(found)
-        return found
-
-    if leading:
-        x, weights = scaled_silu(product(x, weights[0])), weights[1:]
-    own = leading  # whether nobody else reads x
-    for number, (first, second) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
-        growth = 2.0 ** (number / 2)
-        update = product(F.silu(product(x, first / growth)), second * SILU_SCALE)
-        x, own = _add_silu(x, update, growth * SILU_SCALE, own), True
-    return x.mul_(2.0 ** (-len(weights) / 4)) if len(weights) else x
-
-
-def _add_silu(x: Tensor, update: Tensor, alpha: float, own: bool) -> Tensor:
-    """x + alpha * SiLU(update), in place of x if nobody else reads it (own)."""
-    if use_triton(update):
-        from ocpgem.kernels.silu import silu_sum
-
-        return silu_sum(update, alpha, x)
-    update = F.silu(update)
-    add = x.add_ if own and x.dtype == torch.result_type(x, update) else x.add
-    return add(update, alpha=alpha)
-
-
-class _Chain(torch.autograd.Function):
-    """`plain_chain`, of which the input and the pre-activations are kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, leading: bool, *weights: Tensor) -> Tensor:
-        kept: list[Tensor] = []
-        y = _run_chain(x, weights, leading, kept)
-        ctx.save_for_backward(x, *weights, *kept)
-        ctx.leading = leading
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, *rest = ctx.saved_tensors  # read once: checkpointing hands them out once
-        n_weights = len(rest) // 2
-        weights, kept = rest[:n_weights], rest[n_weights:]
-        if torch.is_grad_enabled():
-            of_all = _differentiable_gradient(x, weights, kept[0].dtype, ctx.leading, grads[0])
-        else:
-            needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
-            of_all = _chain_gradient((x, *weights), kept, ctx.leading, grads[0], needed)
-        return of_all[0], None, *of_all[1:]
-
-
-def _differentiable_gradient(
-    x: Tensor, weights: list[Tensor], dtype: torch.dtype, leading: bool, grad: Tensor
-) -> list[Tensor | None]:
-    """Gradients of x and of every weight, with a graph of their own; dtype: that of products in the forward pass."""
-    inputs = [x, *weights]
-    with torch.autocast(x.device.type, dtype, enabled=dtype != weights[0].dtype):
-        y = plain_chain(x, weights, leading)
-    wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-    return [next(found) if tensor.requires_grad else None for tensor in inputs]
-
-
-def _chain_gradient(
-    inputs: tuple[Tensor, ...], kept: list[Tensor], leading: bool, grad: Tensor, needed: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """Gradients of x and of every weight (`inputs`), where needed; see `_run_chain` for the constants."""
-    x, dtype = inputs[0], kept[0].dtype
-    n_blocks = len(kept) // 2
-    starts = [
-        scaled_silu(kept[0]) if leading else x
-    ]  # what goes into each block, times sqrt(2) per block before it
-    for number in range(n_blocks - 1):
-        update = kept[2 * number + leading + 1]
-        starts.append(_add_silu(starts[-1], update, 2.0 ** (number / 2) * SILU_SCALE, own=False))
-    of_all: list[Tensor | None] = [None] * len(inputs)
-    grad = grad * 2.0 ** (-n_blocks / 2)
-    for number in reversed(range(n_blocks)):
-        place = 2 * number + leading
-        first, second = inputs[place + 1], inputs[place + 2]
-        inner, start = kept[place], starts.pop().to(dtype)
-        growth = 2.0 ** (number / 2)
-        of_outer = torch.ops.aten.silu_backward(grad.to(dtype), kept[place + 1])
-        if needed[place + 2]:
-            of_second = of_outer.t() @ F.silu(inner)
-            of_all[place + 2] = of_second.to(second.dtype) * (growth * SILU_SCALE**2)
-        of_activated = of_outer @ (second * (growth * SILU_SCALE**2)).to(dtype)
-        of_inner = torch.ops.aten.silu_backward(of_activated, inner)
-        if needed[place + 1]:
-            of_all[place + 1] = (of_inner.t() @ start).to(first.dtype) / growth
-        if number or leading or needed[0]:
-            weight = (first / growth).to(dtype)
-            grad = grad.addmm_(of_inner, weight) if grad.dtype == dtype else grad.add_(of_inner @ weight)
-    if leading:
-        of_product = torch.ops.aten.silu_backward(grad.to(dtype), kept[0])
-        if needed[1]:
-            of_all[1] = (of_product.t() @ x.to(dtype)).to(inputs[1].dtype) * SILU_SCALE
-        grad = of_product @ (inputs[1] * SILU_SCALE).to(dtype) if needed[0] else grad
-    of_all[0] = grad.to(x.dtype) if needed[0] else None
-    return of_all

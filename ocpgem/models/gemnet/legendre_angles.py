@@ -12,7 +12,7 @@ from torch import Tensor
 from ocpgem.graph.topology import Quadruplets, Topology
 from ocpgem.models.gemnet.basis import circular_harmonics, scaled_harmonics, self_product
 from ocpgem.models.gemnet.densities import density, read_degrees
-from ocpgem.models.gemnet.edge_ops import unpad
+from ocpgem.models.gemnet.edge_ops import stack, unpad
 from ocpgem.models.gemnet.geometry import Geometry, PlaneSide, pad_by_main, pad_by_middle, plane_side
 
 
@@ -83,7 +83,7 @@ class LegendreAngles:
             torch.add(read, right_angle, alpha=value) if value else read
             for read, value in zip(read_degrees(reader, of_middle, n), _right_angle_values(n), strict=True)
         ]
-        rows = unpad(torch.stack(per_degree, dim=2), tables.outer.slot)
+        rows = unpad(stack(per_degree, dim=2), tables.outer.slot)
         of_inner = unpad(x, tables.inner.slot).index_select(0, tables.excluded_inner)
         excess = self.excluded.unsqueeze(2) * of_inner.unsqueeze(1)
         return rows.index_add(0, tables.excluded_outer, -excess)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ocpgem.graph.topology import Topology
-from ocpgem.models.gemnet.bases import Bases
+from ocpgem.graph.topology import EdgeSet, Topology
+from ocpgem.models.gemnet.bases import Bases, Basis
 from ocpgem.models.gemnet.blocks import AtomEmbedding, EdgeEmbedding, InteractionBlock, call_directly
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.edge_ops import reverse, sum_to_target
 from ocpgem.models.gemnet.element_pairs import ElementPairs
 from ocpgem.models.gemnet.geometry import all_geometry
-from ocpgem.models.gemnet.heads import EnergyBranch, ForceBranch, output_head
-from ocpgem.models.gemnet.layers import Frugal, float32_region
+from ocpgem.models.gemnet.heads import EnergyBranch, ForceBranch, Total, head_term, output_head
+from ocpgem.models.gemnet.layers import ForceGradient, Frugal, float32_region
 from ocpgem.parallel.graph import reduce, shard, unshard
 
 
@@ -58,9 +58,10 @@ class GemNet(nn.Module):
             self.force_branches = nn.ModuleList(ForceBranch(config) for _ in range(n_outputs))
             self.force_head = output_head(config, config.edge_dim)
         self.element_pairs = ElementPairs(config.n_elements) if config.unseen_pairs == "damp" else None
+        self._force_gradient = ForceGradient()
         for part in self.modules():
             if isinstance(part, Frugal):
-                part.twice_differentiated = config.forces == "gradient"
+                part.forces = self._force_gradient if config.forces == "gradient" else None
 
     def forward(self, structures: Structures, topology: Topology) -> tuple[Tensor, Tensor | None]:
         """Energy [n_systems] and forces [n_atoms, 3] (None if the model has none)."""
@@ -75,7 +76,11 @@ class GemNet(nn.Module):
             atom_energy, _ = self._atom_energies_and_direct_forces(moved, topology)
             energy = self._sum_over_atoms(atom_energy, topology)
             # Where ranks share the batch, this is the gradient of all their energies by this rank's positions.
-            (own,) = torch.autograd.grad(energy.sum(), pos, create_graph=differentiable)
+            self._force_gradient.is_taken = True
+            try:
+                (own,) = torch.autograd.grad(energy.sum(), pos, create_graph=differentiable)
+            finally:
+                self._force_gradient.is_taken = False
             gradient, energy = reduce(own, topology.part), reduce(energy, topology.part)
             if not differentiable:
                 gradient = gradient.detach()
@@ -98,26 +103,31 @@ class GemNet(nn.Module):
         hidden = None if structures.hidden is None else shard(structures.hidden, part)
         h = self.atom_embedding(shard(structures.atomic_numbers, part), hidden)
         m = self.edge_embedding(h, radial, edges)
-        of_atoms, of_edges = [], []
+        energy_terms, force_terms = Total(), Total()
         call = (
             self._call if self.checkpoint_activations else call_directly
         )  # which torch.compile sees through
         for index, branch in enumerate(self.energy_branches):
             if index > 0:
                 h, m = self.blocks[index - 1](h, m, basis, topology, call)
-            of_atoms.append(self._call(branch, h, m, basis, edges))
+            energy_terms.add(self._call(self._energy_term, index, h, m, basis, edges))
             if self.config.has_direct_forces:
-                of_edges.append(self._call(self.force_branches[index], m, basis, branch))
-        atom_energy = self._call(self.energy_head, of_atoms)
+                weight = self.force_head.weight(index)
+                force_terms.add(self._call(self.force_branches[index], m, basis, branch, weight))
+        atom_energy = self._call(self.energy_head, energy_terms.value)
         if not self.config.has_direct_forces:
             return atom_energy, None
-        force = self._call(self.force_head, of_edges)
+        force = self._call(self.force_head, force_terms.value)
         if self.config.forces == "direct_coupled":
             force = (force + reverse(force, edges)) / 2
         forces = sum_to_target(force.unsqueeze(1) * geometry.main.direction, edges)
         if self.element_pairs is not None:
             forces = forces * self.element_pairs.share_known(structures.atomic_numbers, edges)
         return atom_energy, forces
+
+    def _energy_term(self, index: int, h: Tensor, m: Tensor, basis: Basis, edges: EdgeSet) -> Tensor:
+        """What the energy head adds up of the embeddings after a block."""
+        return head_term(self.energy_branches[index](h, m, basis, edges), self.energy_head.weight(index))
 
     def _call(self, part: Callable[..., Any], *args: Any) -> Any:
         """part(*args), of which only the arguments are kept for the gradient where activations are checkpointed.

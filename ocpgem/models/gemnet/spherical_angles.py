@@ -116,7 +116,7 @@ class SphericalAngles:
         size = max(1, _BLOCK // max(1, of_one_atom))
         block = partial(_sum_block, n_spherical=self.n_spherical)
         tables = (table, self.of_inner, self.of_outer, self.polar, spherical, self.excluded)
-        return unpad(in_blocks(block, size, *tables), main.slot)
+        return unpad(in_blocks(block, size, tables), main.slot)
 
     def functions(self, inner_rows: Tensor, outer_rows: Tensor) -> Tensor:
         """[n, n_spherical^2], the angular functions of single quadruplets given by rows of both tables."""

@@ -1,6 +1,9 @@
 """The interaction over triplets b -> a <- c, summed in O(edges) through densities (spec/density.md A)."""
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocpgem.graph.topology import SymmetricEdgeSet
@@ -8,15 +11,16 @@ from ocpgem.models.gemnet.bases import TripletBasis
 from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.densities import density, read_degrees
-from ocpgem.models.gemnet.edge_ops import pad_by_target, reverse, unpad
+from ocpgem.models.gemnet.edge_ops import pad_by_target, reverse, stack, unpad
 from ocpgem.models.gemnet.layers import (
     Dense,
     Frugal,
     ScaleFactor,
+    filtered,
     float32_region,
     he_orthogonal_,
     scaled_silu,
-    skip,
+    skip_activated,
 )
 
 
@@ -43,7 +47,7 @@ def angular_sum(x: Tensor, harmonics: Tensor, n_spherical: int) -> Tensor:
         torch.sub(of_degree, x, alpha=own)
         for of_degree, own in zip(read, self_product(n_spherical), strict=True)
     ]
-    return torch.stack(per_degree, dim=2)
+    return stack(per_degree, dim=2)
 
 
 class Bilinear(Frugal, nn.Module):
@@ -60,16 +64,20 @@ class Bilinear(Frugal, nn.Module):
 
     def forward(self, x: Tensor, reference: Tensor) -> Tensor:
         """x: [n, basis_dim, in_dim]; reference: what was summed, for the fit of the scale factor."""
-        return self.scale_sum.observe(self._product(x), reference)
+        return self.scale_sum.observe(x.flatten(1) @ self._matrix(), reference)
 
     def of_sums(self, basis: Tensor, sums: Tensor, reference: Tensor) -> Tensor:
         """As above for basis @ sums, [n, basis_dim, n_functions] @ [n, n_functions, in_dim], which is not kept."""
-        found = self.recomputed(lambda basis, sums: self._product(basis @ sums), basis, sums)
+        found = self.by_rows(_bilinear_of_sums, (basis, sums), (self._matrix(),), observed=False)
         return self.scale_sum.observe(found, reference)
 
-    def _product(self, x: Tensor) -> Tensor:
-        weight = self.scale_sum(self.weight).transpose(0, 1).flatten(0, 1)  # [basis_dim * in_dim, out_dim]
-        return x.flatten(1) @ weight
+    def _matrix(self) -> Tensor:
+        """The weight as [basis_dim * in_dim, out_dim]."""
+        return self.scale_sum(self.weight).transpose(0, 1).flatten(0, 1)
+
+
+def _bilinear_of_sums(basis: Tensor, sums: Tensor, matrix: Tensor) -> Tensor:
+    return (basis @ sums).flatten(1) @ matrix
 
 
 class EdgeMessages(Frugal, nn.Module):
@@ -84,20 +92,23 @@ class EdgeMessages(Frugal, nn.Module):
 
     def weighted(self, x: Tensor, radial: Tensor) -> Tensor:
         """x, after the dense layer, times the radial basis: [n, dim], [n, radial_dim] -> [n, out_dim]."""
-        return scaled_silu(self.recomputed(self._down, x, radial))
+        return self._down(x, radial)
 
     def forward(self, x: Tensor, radial: Tensor) -> Tensor:
-        before = self.dense.product(x)
-        return scaled_silu(
-            self.recomputed(lambda x, radial: self._down(scaled_silu(x), radial), before, radial)
-        )
+        return self._down(self.dense.product(x), radial, scaled_silu)
 
-    def _down(self, x: Tensor, radial: Tensor) -> Tensor:
-        product = x * (radial @ self.scale_radial(self.radial.weight).t())
-        return self.down.product(self.scale_radial.observe(product, x))
+    def _down(
+        self, x: Tensor, radial: Tensor, activation: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        def product(x: Tensor, radial: Tensor, filters: Tensor, down: Tensor) -> Tensor:
+            x = x if activation is None else activation(x)
+            return F.linear(self.scale_radial.observe(filtered(x, radial, filters), x), down)
+
+        weights = self.scale_radial(self.radial.weight), self.down.weight
+        return scaled_silu(self.by_rows(product, (x, radial), weights, self.scale_radial.is_observed))
 
 
-class EdgeUpdate(nn.Module):
+class EdgeUpdate(Frugal, nn.Module):
     """Few channels -> an update of each edge from itself and from its reverse."""
 
     def __init__(self, in_dim: int, edge_dim: int) -> None:
@@ -107,7 +118,12 @@ class EdgeUpdate(nn.Module):
 
     def forward(self, y: Tensor, edges: SymmetricEdgeSet) -> Tensor:
         """[n_edges, in_dim] -> [n_edges, edge_dim]."""
-        return skip(self.up(y), self.up_reverse(reverse(y, edges)))
+        weights = self.up.weight, self.up_reverse.weight
+        return self.by_rows(_sum_of_both, (y, reverse(y, edges)), weights, observed=False)
+
+
+def _sum_of_both(y: Tensor, reversed_y: Tensor, up: Tensor, up_reverse: Tensor) -> Tensor:
+    return skip_activated(scaled_silu(F.linear(y, up)), F.linear(reversed_y, up_reverse))
 
 
 class TripletInteraction(nn.Module):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ocpgem.models.gemnet.in_blocks import in_blocks
+from ocpgem.models.gemnet.in_blocks import in_blocks, places_in_cache, rows_as_on_gpu
 
 
 def wide(a: Tensor, b: Tensor, number: Tensor, width: int = 3) -> Tensor:
@@ -25,8 +25,11 @@ def arguments(n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_gradients_of_both_orders_are_those_of_the_function(size: int) -> None:
     tables = arguments(7)
-    torch.testing.assert_close(in_blocks(wide, size, *tables), wide(*tables), rtol=1e-14, atol=1e-14)
-    blocked = partial(in_blocks, wide, size)
+    torch.testing.assert_close(in_blocks(wide, size, tables), wide(*tables), rtol=1e-14, atol=1e-14)
+
+    def blocked(*tables: Tensor) -> Tensor:
+        return in_blocks(wide, size, tables)
+
     assert torch.autograd.gradcheck(blocked, tables)
     assert torch.autograd.gradgradcheck(blocked, tables)
 
@@ -38,7 +41,7 @@ def test_one_table_alone_may_ask_for_a_gradient(wanted: int) -> None:
     values = [other, other, tables[2]]
     values[wanted] = tables[wanted]
     results = []
-    for form in (partial(in_blocks, wide, 2), wide):
+    for form in (lambda *tables: in_blocks(wide, 2, tables), wide):
         (first,) = torch.autograd.grad(form(*values).square().sum(), tables[wanted], create_graph=True)
         (second,) = torch.autograd.grad(first.square().sum(), tables[wanted])
         results.append((first, second))
@@ -51,7 +54,9 @@ def test_a_table_on_which_nothing_depends_has_zero_gradients() -> None:
     def first_alone(a: Tensor, b: Tensor, number: Tensor) -> Tensor:
         return a.sum(1) * number
 
-    gradients = torch.autograd.grad(in_blocks(first_alone, 2, a, b, number).sum(), (a, b), create_graph=True)
+    gradients = torch.autograd.grad(
+        in_blocks(first_alone, 2, (a, b, number)).sum(), (a, b), create_graph=True
+    )
     assert gradients[1].abs().sum() == 0
     (second,) = torch.autograd.grad(gradients[0].square().sum(), a)
     assert second.abs().sum() == 0
@@ -75,8 +80,52 @@ def test_what_is_kept_does_not_depend_on_what_a_block_computes() -> None:
             return of_tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda of_tensor: of_tensor.tensor):
-            energy = in_blocks(partial(wide, width=width), 4, *tables).sum()
+            energy = in_blocks(partial(wide, width=width), 4, tables).sum()
             forces = torch.autograd.grad(energy, tables[:2], create_graph=True)
         kept.append(sum(of_tensor.tensor.numel() for of_tensor in alive))
         assert forces[0].requires_grad
     assert kept[0] == kept[1] > 0
+
+
+def test_what_all_rows_share_gets_the_gradients_of_all() -> None:
+    a, b, number = arguments(7)
+    shared = torch.randn(
+        3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    ).requires_grad_()
+
+    def product(a: Tensor, b: Tensor, number: Tensor, shared: Tensor) -> Tensor:
+        return torch.tanh((a * b) @ shared) * number.unsqueeze(1)
+
+    def blocked(*tensors: Tensor) -> Tensor:
+        return in_blocks(product, 3, tensors[:3], tensors[3:])
+
+    arrays = (a, b, number, shared)
+    torch.testing.assert_close(blocked(*arrays), product(*arrays), rtol=1e-14, atol=1e-14)
+    assert torch.autograd.gradcheck(blocked, arrays)
+    assert torch.autograd.gradgradcheck(blocked, arrays)
+
+
+def test_gradients_recompute_in_the_precision_of_the_forward_pass() -> None:
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(4), requires_grad=True)
+    seen = []
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        seen.append(torch.nn.functional.linear(x, weight).dtype)
+        return torch.nn.functional.linear(x, weight)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        y = in_blocks(product, 4, (x,), (weight,))
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert set(seen) == {torch.bfloat16}
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float32
+
+
+def test_a_cpu_computes_as_many_rows_as_its_caches_hold_and_a_gpu_all() -> None:
+    x = torch.zeros(5000, 512)
+    assert [place.stop - place.start for place in places_in_cache(x)] == [1024] * 4 + [904]
+    assert list(places_in_cache(x[:0])) == [slice(0, 1)]
+    with rows_as_on_gpu():
+        assert list(places_in_cache(x)) == [slice(0, 5000)]

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from ocpgem.models.gemnet.layers import DenseChain, plain_chain, residual_stack, widening_stack
+from ocpgem.models.gemnet import in_blocks
+from ocpgem.models.gemnet.chains import DenseChain, plain_chain, residual_stack, widening_stack
+from ocpgem.models.gemnet.layers import ForceGradient
 from ocpgem.train.live_memory import LiveMemory
 
 
@@ -39,12 +41,34 @@ def test_values_and_gradients_are_those_of_torch(kind: str) -> None:
         assert torch.equal(x, before)
 
 
-@pytest.mark.parametrize("twice", [False, True])
-def test_second_derivatives_are_right(twice: bool) -> None:
+@pytest.mark.parametrize("as_autograd", [False, True])
+def test_second_derivatives_are_right(as_autograd: bool) -> None:
     layers = chain("wider")
-    layers.twice_differentiated = twice
+    layers.as_autograd = as_autograd
     x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x, *_: layers(x), (x, *layers.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize("n_rows", [5, 600])
+@pytest.mark.parametrize("kind", ["blocks", "one block", "wider", "dense"])
+def test_gradients_of_forces_are_those_of_torch(
+    kind: str, n_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_blocks, "_CACHED", 1)  # 256 rows at a time, the least there is
+    layers = chain(kind)
+    layers.forces = ForceGradient()
+    results = []
+    for run in (layers, lambda x: of_plain(layers, x)):
+        generator = torch.Generator().manual_seed(5)
+        x = torch.randn(n_rows, 8, dtype=torch.float64, generator=generator, requires_grad=True)
+        y = run(torch.sin(x))
+        weights = torch.randn(y.shape, dtype=torch.float64, generator=generator)
+        layers.forces.is_taken = True
+        (force,) = torch.autograd.grad((y * weights).square().sum(), x, create_graph=True)
+        layers.forces.is_taken = False
+        loss = y.sum() + (force * torch.randn(x.shape, dtype=torch.float64, generator=generator)).tanh().sum()
+        results.append((y, force, *torch.autograd.grad(loss, [x, *layers.parameters()])))
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
 def test_frozen_weights_and_inputs_without_gradient() -> None:

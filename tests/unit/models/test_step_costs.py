@@ -21,6 +21,14 @@ def test_a_step_costs_no_more_than_recorded(model: str) -> None:
         assert found[quantity] <= factor * recorded[quantity], f"{quantity} grew; {RECORD}"
 
 
+@pytest.mark.slow  # as above
+@pytest.mark.parametrize("model", ["GemNet-dT", "GemNet-OC"])
+def test_a_step_that_keeps_no_activations_needs_no_more_memory_than_recorded(model: str) -> None:
+    recorded = json.loads(RECORDED.read_text())[model]["peak_bytes_with_activation_checkpointing"]
+    found = costs(model, checkpointing=True)["peak_bytes"]
+    assert found <= MAY_GROW["peak_bytes"] * recorded, f"peak_bytes grew; {RECORD}"
+
+
 @pytest.mark.parametrize("model", GUARDED)
 def test_a_step_takes_no_more_kernels_than_recorded_and_waits_no_more(model: str) -> None:
     recorded = json.loads(RECORDED.read_text())[model]

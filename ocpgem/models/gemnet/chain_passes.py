@@ -1,0 +1,203 @@
+"""What a `DenseChain` computes of some rows: forward, its gradient, and the gradient of that; see `run_rows`."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ocpgem.kernels import use_triton
+from ocpgem.models.gemnet.layers import SILU_SCALE, scaled_silu
+
+
+def run_rows(x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[Tensor] | None) -> Tensor:
+    """Rows of the running sum after the last block; weights: see `scaled`. Pre-activations are appended to `kept`.
+
+    The running sum of residual blocks is not divided by sqrt(2) after each; the constants multiply weights instead,
+    which are small, so that every block reads and writes its activations as rarely as possible.
+    """
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        found = F.linear(x.to(weight.dtype), weight)
+        if kept is not None:
+            kept.append(found)
+        return found
+
+    if leading:
+        x, weights = scaled_silu(product(x, weights[0])), weights[1:]
+    own = leading  # whether nobody else reads x
+    for number, (first, second) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
+        update = product(F.silu(product(x, first)), second)
+        x, own = add_silu(x, update, number, own), True
+    return x
+
+
+def growth(number: int) -> float:
+    """By how much the running sum in front of a residual block is too large."""
+    return float(2.0 ** (number / 2))
+
+
+def scaled(weights: Sequence[Tensor], leading: bool) -> list[Tensor]:
+    """The weights with the constants in front of them: of SiLU, and of the running sum."""
+    found = list(weights[: int(leading)])
+    for place, weight in enumerate(weights[int(leading) :]):
+        factor = SILU_SCALE if place % 2 else 1 / growth(place // 2)
+        found.append(weight if factor == 1 else weight * factor)
+    return found
+
+
+def scaled_back(n_weights: int, leading: bool) -> list[float]:
+    """What each weight is multiplied by on the way back, for its own gradient as well."""
+    found = [SILU_SCALE] if leading else []
+    for number in range(n_weights // 2):
+        found += [1 / growth(number), growth(number) * SILU_SCALE**2]
+    return found
+
+
+def add_silu(x: Tensor, update: Tensor, number: int, own: bool) -> Tensor:
+    """The running sum x after a residual block, in place of x if nobody else reads it (own)."""
+    alpha = growth(number) * SILU_SCALE
+    if use_triton(update):
+        from ocpgem.kernels.silu import silu_sum
+
+        return silu_sum(update, alpha, x)
+    update = F.silu(update)
+    add = x.add_ if own and x.dtype == torch.result_type(x, update) else x.add
+    return add(update, alpha=alpha)
+
+
+class WeightSums:
+    """The gradients of weights, sums over all rows of the products of two factors; None where not needed."""
+
+    def __init__(self, weights: Sequence[Tensor], needed: Sequence[bool]) -> None:
+        self.needed = needed
+        self.of_weights: list[Tensor | None] = [None] * len(weights)
+        self._dtypes = [weight.dtype for weight in weights]
+
+    def add(
+        self, place: int, left: Tensor, right: Tensor, activation: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """Add left^T activation(right), [n, out_dim]^T [n, in_dim], to the gradient of a weight if it is needed."""
+        if not self.needed[place]:
+            return
+        right = right if activation is None else activation(right)
+        total, right = self.of_weights[place], right.to(left.dtype)
+        if total is None:
+            self.of_weights[place] = (left.t() @ right).to(self._dtypes[place])
+        elif total.dtype == left.dtype:
+            total.addmm_(left.t(), right)
+        else:
+            total.add_(left.t() @ right)
+
+    def times(self, factors: Sequence[float]) -> list[Tensor | None]:
+        """The gradients times a factor each; in place."""
+        return [
+            None if of_weight is None else of_weight.mul_(factor)
+            for of_weight, factor in zip(self.of_weights, factors, strict=True)
+        ]
+
+
+def gradient_of_rows(
+    x: Tensor,
+    back: Sequence[Tensor],
+    kept: list[Tensor],
+    leading: bool,
+    grad: Tensor,
+    sums: WeightSums,
+    passed: list[Tensor] | None,
+    extra: list[Tensor],
+) -> Tensor:
+    """The gradient of rows of x; adds what they give to the gradients of the weights; empties `kept` and `extra`.
+
+    back: the weights times `scaled_back`; grad: of the running sum after the last block, is overwritten. `passed` gets,
+    from the last block on, the gradients of the running sum and of the inner activation of each, then of the
+    leading one. extra: gradients of the pre-activations from elsewhere, see `tangents_of_rows`, or nothing.
+    """
+    starts = _starts(x, kept, leading) if any(sums.needed) else []
+
+    def before_activation(of_activated: Tensor) -> tuple[Tensor, Tensor]:
+        """The last pre-activation that is left, and its gradient."""
+        before = kept.pop()
+        found = torch.ops.aten.silu_backward(of_activated.to(before.dtype), before)
+        return before, found.add_(extra.pop()) if extra else found
+
+    for number in reversed(range(len(kept) // 2)):
+        place = 2 * number + leading
+        if passed is not None:
+            passed.append(grad.clone())
+        _, of_outer = before_activation(grad)
+        of_activated = of_outer @ back[place + 1]
+        if passed is not None:
+            passed.append(of_activated)
+        inner, of_inner = before_activation(of_activated)
+        sums.add(place + 1, of_outer, inner, F.silu)
+        if starts:
+            sums.add(place, of_inner, starts.pop())
+        if grad.dtype == of_inner.dtype:
+            grad.addmm_(of_inner, back[place])
+        else:
+            grad.add_(of_inner @ back[place])
+    if not leading:
+        return grad
+    if passed is not None:
+        passed.append(grad)
+    _, of_product = before_activation(grad)
+    sums.add(0, of_product, x)
+    return of_product @ back[0]
+
+
+def _starts(x: Tensor, kept: Sequence[Tensor], leading: bool) -> list[Tensor]:
+    """The running sum in front of each block."""
+    n_blocks = len(kept) // 2
+    starts = [scaled_silu(kept[0]) if leading else x] if n_blocks else []
+    for number in range(n_blocks - 1):
+        starts.append(add_silu(starts[-1], kept[2 * number + leading + 1], number, own=False))
+    return starts
+
+
+def tangents_of_rows(
+    weights: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    passed: Sequence[Tensor],
+    leading: bool,
+    tangent: Tensor,
+    sums: WeightSums,
+) -> tuple[Tensor, list[Tensor]]:
+    """What a gradient of the gradient of rows of x gives: to the gradient of the running sum, and to pre-activations.
+
+    weights: see `scaled`; passed: of `gradient_of_rows`; tangent: the gradient of what that returned. With J the
+    derivative of the chain, it returned J^T grad, whose product with a vector v is grad (J v): the chain is run with
+    tangents, v at its start. Pre-activations are those of all layers, whose gradients go on backwards with those that
+    come from elsewhere. Adds to the gradients of the weights what comes through the tangents.
+    """
+    extra: list[Tensor] = []
+
+    def through_activation(place: int, by_tangent: Tensor, grad: Tensor) -> Tensor:
+        """The tangent behind SiLU; grad: of what is behind it. `by_tangent` is overwritten."""
+        before = kept[place]
+        behind = torch.ops.aten.silu_backward(by_tangent, before)
+        extra.append(_times_second_derivative(by_tangent.mul_(grad), before))
+        return behind
+
+    tangent = tangent.to(kept[0].dtype)
+    if leading:
+        grad, start = passed[-1].to(tangent.dtype), tangent
+        tangent = through_activation(0, tangent @ weights[0].t(), grad).mul_(SILU_SCALE)
+        sums.add(0, torch.ops.aten.silu_backward(grad, kept[0]), start)
+    for number in range(len(kept) // 2):
+        place = 2 * number + leading
+        last = len(kept) // 2 - 1 - number  # `passed` begins with the last block
+        grad, grad_inner = (tensor.to(tangent.dtype) for tensor in passed[2 * last : 2 * last + 2])
+        sums.add(place, torch.ops.aten.silu_backward(grad_inner, kept[place]), tangent)
+        activated = through_activation(place, tangent @ weights[place].t(), grad_inner)
+        sums.add(place + 1, torch.ops.aten.silu_backward(grad, kept[place + 1]), activated)
+        update = through_activation(place + 1, activated @ weights[place + 1].t(), grad)
+        tangent = torch.add(tangent, update, alpha=growth(number) * SILU_SCALE)
+    return tangent, extra
+
+
+def _times_second_derivative(factor: Tensor, x: Tensor) -> Tensor:
+    """factor SiLU''(x), in place of factor; with s = sigmoid(x), SiLU'' = s (1 - s) (2 + x (1 - 2 s))."""
+    s = torch.sigmoid(x)
+    bracket = torch.addcmul(x, x, s, value=-2).add_(2)
+    return factor.mul_(bracket).mul_(torch.addcmul(s, s, s, value=-1))

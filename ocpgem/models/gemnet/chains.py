@@ -1,0 +1,221 @@
+"""Chains of dense layers, where nearly all of a GemNet's operations are: what they keep and how often they touch it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ocpgem.models.gemnet.chain_passes import (
+    WeightSums,
+    gradient_of_rows,
+    growth,
+    run_rows,
+    scaled,
+    scaled_back,
+    tangents_of_rows,
+)
+from ocpgem.models.gemnet.in_blocks import places_in_cache
+from ocpgem.models.gemnet.layers import (
+    Dense,
+    ForceGradient,
+    Frugal,
+    Residual,
+    scaled_silu,
+    skip_activated,
+)
+
+
+class DenseChain(Frugal, nn.Sequential):
+    """A Dense layer with activation, or none, then residual blocks; pre-activations are kept for the gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, in_dim] -> [n, out_dim]."""
+        if not len(self):
+            return x
+        return self._run(x, self._weights(), isinstance(self[0], Dense))
+
+    def after_first_product(self, x: Tensor) -> Tensor:
+        """The chain from the product of its leading dense layer on, [n, out_dim] -> [n, out_dim]."""
+        x = scaled_silu(x)
+        return self._run(x, self._weights()[1:], leading=False) if len(self) > 1 else x
+
+    def _run(self, x: Tensor, weights: list[Tensor], leading: bool) -> Tensor:
+        # torch.compile chooses itself what is kept, and cannot follow the other forms.
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.as_autograd):
+            return plain_chain(x, weights, leading)
+        if torch.is_grad_enabled():
+            return _Chain.apply(x, leading, self.forces, *weights)
+        return _run_chain(x, weights, leading, None)
+
+    def _weights(self) -> list[Tensor]:
+        return [layer.weight for layer in self.modules() if isinstance(layer, Dense)]
+
+
+def residual_stack(dim: int, n_layers: int) -> DenseChain:
+    """`n_layers` residual blocks of width `dim`; the identity if zero."""
+    return DenseChain(*(Residual(dim) for _ in range(n_layers)))
+
+
+def widening_stack(in_dim: int, out_dim: int, n_residual: int, leading: str = "always") -> DenseChain:
+    """A Dense layer in_dim -> out_dim with activation, then `n_residual` residual blocks.
+
+    leading: "if_widths_differ" leaves the Dense layer out where both widths are equal.
+    """
+    first = [Dense(in_dim, out_dim, activation=True)] if leading == "always" or in_dim != out_dim else []
+    return DenseChain(*first, *residual_stack(out_dim, n_residual))
+
+
+def plain_chain(x: Tensor, weights: Sequence[Tensor], leading: bool) -> Tensor:
+    """What a `DenseChain` computes, in torch's own operations: the reference, and the form for second derivatives."""
+    if leading:
+        x, weights = scaled_silu(F.linear(x, weights[0])), weights[1:]
+    for first, second in zip(weights[::2], weights[1::2], strict=True):
+        x = skip_activated(x, F.linear(scaled_silu(F.linear(x, first)), second))
+    return x
+
+
+class _Chain(torch.autograd.Function):
+    """`plain_chain`, of which the input and the pre-activations are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, leading: bool, forces: ForceGradient | None, *weights: Tensor) -> Tensor:
+        kept: list[Tensor] = []
+        y = _run_chain(x, weights, leading, kept)
+        ctx.save_for_backward(x, *weights, None if forces is None else y, *kept)
+        ctx.leading, ctx.forces = leading, forces
+        ctx.extra = {}  # gradients of pre-activations, by the `_ForceGradient` that they come from
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
+        x, *kept = ctx.saved_tensors  # read once: checkpointing hands them out once
+        *weights, y = (kept.pop(0) for _ in needed)
+        of_weights: list[Tensor | None]
+        if not torch.is_grad_enabled():
+            extra = [sum(parts) for parts in zip(*ctx.extra.values(), strict=True)]
+            ctx.extra.clear()
+            of_x, of_weights = _chain_gradient(x, weights, kept, ctx.leading, grads[0], needed, extra)
+        elif ctx.forces is not None and ctx.forces.is_taken:
+            # y is no argument of the gradient, but makes sure that this gradient's own comes before that of y.
+            of_x = _ForceGradient.apply(grads[0], x, y, ctx.extra, ctx.leading, len(weights), *weights, *kept)
+            of_weights = [None] * len(weights)
+        else:
+            of_x, *of_weights = _differentiable_gradient(x, weights, kept[0].dtype, ctx.leading, grads[0])
+        return of_x, None, None, *of_weights
+
+
+class _ForceGradient(torch.autograd.Function):
+    """The gradient of a chain by its input alone, which is differentiated once more where forces are trained.
+
+    What that gives to pre-activations is left in `extra` for the gradient of the chain itself, which comes later and
+    takes it along: else the way back through the chain would be gone twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad: Tensor,
+        x: Tensor,
+        y: Tensor,
+        extra: dict[Any, list[Tensor]],
+        leading: bool,
+        n_weights: int,
+        *others: Tensor,
+    ) -> Tensor:
+        weights, kept = others[:n_weights], list(others[n_weights:])
+        back = _times(weights, scaled_back(n_weights, leading), kept[0].dtype)
+        of_x = torch.empty_like(x)
+        passed: list[Tensor] = []
+        nothing = WeightSums(weights, [False] * n_weights)
+        for place in places_in_cache(x):
+            of_rows, kept = kept[:n_weights], kept[n_weights:]
+            start = grad[place] * (1 / growth(n_weights // 2))
+            of_x[place] = gradient_of_rows(x[place], back, of_rows, leading, start, nothing, passed, [])
+        ctx.save_for_backward(*others, *passed)
+        ctx.extra, ctx.leading, ctx.n_weights = extra, leading, n_weights
+        return of_x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        leading, n, (of_gradient,) = ctx.leading, ctx.n_weights, grads
+        weights, pairs = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        kept, passed = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
+        forth = [weight.to(kept[0].dtype) for weight in scaled(weights, leading)]
+        sums = WeightSums(weights, ctx.needs_input_grad[6 : 6 + n])
+        extra: list[Tensor] = []
+        of_grad: Tensor | None = None
+        for number, place in enumerate(places_in_cache(of_gradient)):
+            own = slice(number * n, (number + 1) * n)
+            tangent, of_rows = tangents_of_rows(
+                forth, kept[own], passed[own], leading, of_gradient[place], sums
+            )
+            extra += of_rows
+            if of_grad is None:
+                of_grad = tangent.new_empty(len(of_gradient), tangent.shape[1])
+            torch.mul(tangent, 1 / growth(n // 2), out=of_grad[place])
+        ctx.extra[id(ctx)] = extra
+        of_weights = sums.times(scaled_back(n, leading))
+        return of_grad, None, None, None, None, None, *of_weights, *[None] * len(kept)
+
+
+def _run_chain(x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[Tensor] | None) -> Tensor:
+    """The chain without autograd, some rows at a time; `kept` gets the pre-activations of one part after the other."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    forth = [weight.to(dtype) for weight in scaled(weights, leading)]
+    y = None
+    for place in places_in_cache(x):
+        sums = run_rows(x[place], forth, leading, kept)
+        if y is None:
+            y = sums.new_empty(len(x), sums.shape[1])
+        torch.mul(sums, 1 / growth(len(weights) // 2), out=y[place])
+    assert y is not None
+    return y
+
+
+def _differentiable_gradient(
+    x: Tensor, weights: list[Tensor], dtype: torch.dtype, leading: bool, grad: Tensor
+) -> list[Tensor | None]:
+    """Gradients of x and of every weight, with a graph of their own; dtype: that of products in the forward pass."""
+    inputs = [x, *weights]
+    with torch.autocast(x.device.type, dtype, enabled=dtype != weights[0].dtype):
+        y = plain_chain(x, weights, leading)
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    return [next(found) if tensor.requires_grad else None for tensor in inputs]
+
+
+def _chain_gradient(
+    x: Tensor,
+    weights: list[Tensor],
+    kept: list[Tensor],
+    leading: bool,
+    grad: Tensor,
+    needed: tuple[bool, ...],
+    extra: list[Tensor],
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of x and of every weight, where needed, some rows at a time; empties `kept` and `extra`.
+
+    extra: gradients of the pre-activations from elsewhere, or nothing.
+    """
+    factors = scaled_back(len(weights), leading)
+    back = _times(weights, factors, kept[0].dtype)
+    sums = WeightSums(weights, needed[1:])
+    of_x = torch.empty_like(x) if needed[0] else None
+    for place in places_in_cache(x):
+        of_rows, more = kept[: len(weights)], extra[: len(weights)]
+        del kept[: len(weights)], extra[: len(weights)]
+        start = grad[place] * (1 / growth(len(weights) // 2))
+        found = gradient_of_rows(x[place], back, of_rows, leading, start, sums, [], more)
+        if of_x is not None:
+            of_x[place] = found
+    return of_x, sums.times(factors)
+
+
+def _times(weights: Sequence[Tensor], factors: Sequence[float], dtype: torch.dtype) -> list[Tensor]:
+    return [(weight * factor).to(dtype) for weight, factor in zip(weights, factors, strict=True)]
