@@ -212,7 +212,7 @@ def _machine() -> Iterator[Check]:
         )
         yield Check("shared memory", "note", text)
     found = _allocator()
-    advice = "" if found == "tcmalloc" else "; tcmalloc holds a third less on CPUs (docs/performance.md)"
+    advice = "" if found == "tcmalloc" else "; tcmalloc holds less on CPUs (docs/performance.md)"
     yield Check("allocator", "ok", f"{found}{advice}")
 
 
