@@ -94,12 +94,14 @@ class _Chain(torch.autograd.Function):
         needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[3:])
         x, *kept = ctx.saved_tensors  # read once: checkpointing hands them out once
         *weights, y = (kept.pop(0) for _ in needed)
+        taken = ctx.forces is not None and ctx.forces.is_taken
         of_weights: list[Tensor | None]
         if not torch.is_grad_enabled():
+            needed = (needed[0], *(need and not taken for need in needed[1:]))
             extra = [sum(parts) for parts in zip(*ctx.extra.values(), strict=True)]
             ctx.extra.clear()
             of_x, of_weights = _chain_gradient(x, weights, kept, ctx.leading, grads[0], needed, extra)
-        elif ctx.forces is not None and ctx.forces.is_taken:
+        elif taken:
             # y is no argument of the gradient, but makes sure that this gradient's own comes before that of y.
             of_x = _ForceGradient.apply(grads[0], x, y, ctx.extra, ctx.leading, len(weights), *weights, *kept)
             of_weights = [None] * len(weights)

@@ -71,6 +71,16 @@ def test_gradients_of_forces_are_those_of_torch(
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
 
 
+def test_forces_that_are_not_trained_take_no_gradients_of_weights() -> None:
+    layers = chain("wider")
+    layers.forces = ForceGradient()
+    x = torch.randn(4, 8, dtype=torch.float64, requires_grad=True)
+    layers.forces.is_taken = True
+    force, *of_weights = torch.autograd.grad(layers(x).sum(), [x, *layers.parameters()], allow_unused=True)
+    torch.testing.assert_close(force, torch.autograd.grad(of_plain(layers, x).sum(), x)[0])
+    assert of_weights == [None] * 5
+
+
 def test_frozen_weights_and_inputs_without_gradient() -> None:
     layers = chain("wider")
     x = torch.randn(4, 8, dtype=torch.float64)
