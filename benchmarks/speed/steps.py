@@ -10,6 +10,7 @@ from benchmarks.speed.process import peaks, seconds
 from benchmarks.speed.structures import prepared
 from benchmarks.speed.timing import product_rate
 from ocpgem.models.potential import Normalization, Potential, Predictions
+from ocpgem.parallel.device import keep_freed_memory
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.loss import GlobalCounts, loss_share
@@ -42,6 +43,8 @@ def of_step(model: str, sizes: list[int], device: str, repeats: int, way: str) -
     """
     config = config_of(model, way)
     set_precision(config, torch.device(device))
+    if device == "cpu":  # as training runs do
+        keep_freed_memory()
     batch, topology = prepared(systems_of(model, tuple(sizes)), config.model.graph_spec)
     batch, topology = batch.to(device), topology.to(device)
     potential = potential_of(model, device)

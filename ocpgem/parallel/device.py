@@ -1,8 +1,28 @@
-"""Which device a rank computes on."""
+"""Which device a rank computes on, and what it does with memory there."""
+
+import ctypes
 
 import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Names of glibc's mallopt(3)."""
 
 
 def choose_device() -> torch.device:
     """The GPU where there is one (ranks pick theirs by LOCAL_RANK), else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of tensors on the CPU that it frees, for the tensors that come next.
+
+    glibc hands large blocks back to Linux, which has to clear each page before it hands it out again: a tenth of the
+    time of a training step (benchmarks/results/allocators.md). The most memory that the process holds stays the same,
+    but it is held until the end. Does nothing where the allocator is not glibc's.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS; Windows cannot open None
+        return
+    mallopt(_M_TRIM_THRESHOLD, -1)  # never shrink the heap
+    mallopt(_M_MMAP_MAX, 0)  # take large blocks from it, too

@@ -1,0 +1,37 @@
+"""What a process does with the memory that it frees."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource
+import torch
+from ocpgem.parallel.device import keep_freed_memory
+
+def faults() -> int:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2**24)  # 64 MiB, 16,384 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+handed_back = faults()
+keep_freed_memory()
+for _ in range(4):  # until there are as many blocks as gaps between others that are too small (glibc before 2.38)
+    faults()
+print(handed_back, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators are left as they are")
+def test_freed_memory_is_used_again_without_page_faults() -> None:
+    # Not with what a developer may preload: that is another allocator.
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env={"MALLOC_ARENA_MAX": "1"}
+    )
+    handed_back, kept = map(int, done.stdout.split())
+
+    assert handed_back > 5 * 16_000
+    assert kept < 1_000
