@@ -7,12 +7,14 @@ process of its own, so that its peak memory is its own. What else can be measure
 
     --plain            dense chains as autograd would keep them; cells of what does not depend on that stay empty
     --checkpointing    steps that compute activations again instead of keeping them
+    --compile          steps with compile: blocks; a minute or two each for translation
     --precisions LIST  of highest, high, bf16: steps in each, and their errors against float64
     --fairchem PYTHON  the released models, searches and layers, with the same weights on the same systems, in a Python
                        that has fairchem-core 1.10.0 (docs/performance.md says how to make one)
 
-Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py. --quick: one small system, one
-repetition, a few points, to see in minutes that everything runs.
+Where the released code runs beside ours, both are measured --rounds times in turns, and medians are shown. What is done
+is written after every part. Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py. --quick:
+one small system, one repetition, a few points, to see in minutes that everything runs.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import json
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -70,24 +73,31 @@ def main() -> None:
         print(json.dumps(PARTS[part](**given)))
         return
     result: dict[str, Any] = {"machine": machine(arguments.device), "failed": {}}
-    result |= {key: {} for key in ("models", "errors", "released", "layers")}
+    result |= {key: {} for key in ("models", "errors", "released", "layers", "graphs", "start_up")}
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.models:
         measure_model(name, arguments, result)
+        write(result, arguments.out)
     measure_layers(arguments, result)
     measure_graphs(arguments, result)
+    write(result, arguments.out)
     result["scaling"] = scaling(arguments.device, arguments.repeats, arguments.quick)
+    draw(result["scaling"], arguments.out / "speed_scaling.svg")
     for part, program in (("loader", "loader_throughput"), ("ranks", "scaling")):
         found = attempt(result, part, of_program, program, arguments.quick)
         if found is not None:
             result[part] = found
     result["start_up"] = start_up(arguments.repeats)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
-    (arguments.out / "speed.md").write_text(as_table(result))
-    draw(result["scaling"], arguments.out / "speed_scaling.svg")
+    write(result, arguments.out)
     print(as_table(result), end="")
     if result["failed"]:
         raise SystemExit(f"not measured: {', '.join(result['failed'])}; see above")
+
+
+def write(result: dict[str, Any], folder: Path) -> None:
+    """What was found so far, as numbers and as tables."""
+    (folder / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "speed.md").write_text(as_table(result))
 
 
 def _arguments() -> argparse.Namespace:
@@ -97,6 +107,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--precisions", help="default: highest on a CPU, all on a GPU")
     parser.add_argument("--fairchem", metavar="PYTHON")
     parser.add_argument("--models", default="", help=f"of {', '.join(MODELS)}; default: all")
@@ -104,6 +115,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sizes", help=f"atoms of the slabs of a step; {sizes}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -160,24 +172,54 @@ def attempt(result: dict[str, Any], label: str, call: Callable[..., Any], *given
 def measure_model(name: str, arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     """A step of the model in every way that is asked for, its errors, and the released code's step."""
     sizes, device = arguments.sizes or default_sizes(name), arguments.device
-    ways = {"highest": True, "plain": arguments.plain, "checkpointing": arguments.checkpointing}
-    ways |= dict.fromkeys(arguments.precisions, True)
+    ways = {"plain": arguments.plain, "checkpointing": arguments.checkpointing, "compiled": arguments.compile}
+    ways |= {way: way != "highest" for way in arguments.precisions}
     common = {"model": name, "sizes": sizes, "device": device}
+    measure_in_turns(name, sizes, arguments, result)
     for way in [way for way, wanted in ways.items() if wanted]:
-        label = name if way == "highest" else f"{name} ({way})"
         given = common | {"repeats": arguments.repeats, "way": way}
-        found = attempt(result, label, in_own_process, "step", **given)
+        found = attempt(result, f"{name} ({way})", in_own_process, "step", **given)
         if found is not None:
             result["models"].setdefault(name, {})[way] = found
-            print(f"{label}: step {found['step_s']:.2f} s", flush=True)
+            print(f"{name} ({way}): step {found['step_s']:.2f} s", flush=True)
     given = common | {"precisions": arguments.precisions}
     found = attempt(result, f"{name} (errors)", in_own_process, "errors", **given)
     if found is not None:
         result["errors"][name] = found
-    if arguments.fairchem and beside.has_released(name):
-        found = attempt(result, f"{name} (released)", released_steps, name, sizes, arguments)
+
+
+def measure_in_turns(
+    name: str, sizes: tuple[int, ...], arguments: argparse.Namespace, result: dict[str, Any]
+) -> None:
+    """Our step and forward pass and, if asked for, those of the released code, one after the other, `rounds` times."""
+    given = {"model": name, "sizes": sizes, "device": arguments.device, "repeats": arguments.repeats}
+    released = bool(arguments.fairchem) and beside.has_released(name)
+    ours, its = [], []
+    for _ in range(arguments.rounds):
+        found = attempt(result, name, in_own_process, "step", **given, way="highest")
         if found is not None:
-            result["released"][name] = found
+            ours.append(found)
+            print(f"{name}: step {found['step_s']:.2f} s", flush=True)
+        if released:
+            found = attempt(result, f"{name} (released)", released_steps, name, sizes, arguments)
+            released = found is not None
+        if released:
+            its.append(found)
+            print(f"{name} (released): step {found['float32']['step_s']:.2f} s", flush=True)
+    if ours:
+        result["models"][name] = {"highest": medians(ours)}
+    if its:
+        result["released"][name] = {way: medians([each[way] for each in its]) for way in its[0]}
+
+
+def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of what several measurements found: the middle one of each number; what is no number, of the first."""
+    return {
+        key: statistics.median_low([each[key] for each in rounds])
+        if isinstance(value, int | float)
+        else value
+        for key, value in rounds[0].items()
+    }
 
 
 def released_steps(name: str, sizes: tuple[int, ...], arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One layer of a model alone, ours or the released. Imports nothing of ocpgem, so that both are measured alike."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from benchmarks.speed.process import seconds
 
 
-def of_layer(layer: nn.Module, forward: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Seconds of a layer alone, with the arguments that it gets in a forward pass of its model.
+def of_layer(layer: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], repeats: int) -> dict[str, float]:
+    """Seconds of a layer alone, with arguments as `captured` returns them.
 
-    forward: computes the whole model once, with gradients, and calls the layer. The arguments are cut off from what
-    computed them; those that need a gradient in training need it here. `magnitude` is the mean magnitude of what the
-    layer returns: it does not depend on the order of the edges, so two codes can be compared by it.
+    `magnitude` is the mean magnitude of what the layer returns: it does not depend on the order of the edges, so two
+    codes can be compared by it.
     """
-    args, kwargs = captured(layer, forward)
     needed = [*leaves([args, kwargs]), *(weight for weight in layer.parameters() if weight.requires_grad)]
 
     def without_gradient() -> Tensor:
@@ -35,7 +33,11 @@ def of_layer(layer: nn.Module, forward: Callable[[], object], repeats: int) -> d
 
 
 def captured(layer: nn.Module, forward: Callable[[], object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of the layer's first call within `forward`, cut off from what computed them."""
+    """The arguments of the layer's first call within `forward`, cut off from what computed them.
+
+    forward: computes the whole model once, with gradients, and calls the layer. Arguments that need a gradient in
+    training need one here.
+    """
     found: list[Any] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

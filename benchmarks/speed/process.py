@@ -18,15 +18,16 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
     call()
     found = []
     for _ in range(repeats):
-        _wait_for_gpu()
+        wait_for_gpu()
         started = time.perf_counter()
         call()
-        _wait_for_gpu()
+        wait_for_gpu()
         found.append(time.perf_counter() - started)
     return statistics.median(found)
 
 
-def _wait_for_gpu() -> None:
+def wait_for_gpu() -> None:
+    """Until a GPU, if one is in use, has done what it was told."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 

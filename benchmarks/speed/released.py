@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from benchmarks.speed.layers import of_layer
+from benchmarks.speed.layers import captured, of_layer
 from benchmarks.speed.process import allocator, peaks, seconds
 
 LEARNING_RATE = 1e-6
@@ -102,7 +102,8 @@ def of_model(folder: Path, repeats: int, device: str) -> dict[str, float]:
 def of_interaction(folder: Path, repeats: int, device: str, name: str) -> dict[str, float]:
     """Seconds of an interaction layer of the first block."""
     model, batch = released_model(folder).to(device), batch_of(folder).to(device)
-    return of_layer(getattr(model.int_blocks[0], name), lambda: model(batch), repeats)
+    layer = getattr(model.int_blocks[0], name)
+    return of_layer(layer, *captured(layer, lambda: model(batch)), repeats)
 
 
 def of_indices(folder: Path, repeats: int) -> dict[str, float]:

@@ -3,14 +3,16 @@
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.costs import MODELS, keep_as_autograd, operations, systems_of, train_config
-from benchmarks.speed.layers import of_layer
+from benchmarks.speed.layers import captured, of_layer
 from benchmarks.speed.process import peaks, seconds
 from benchmarks.speed.structures import prepared
 from benchmarks.speed.timing import product_rate
 from ocpgem.models.potential import Normalization, Potential, Predictions
 from ocpgem.parallel.device import keep_freed_memory
+from ocpgem.train.compiling import compile_blocks
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.loss import GlobalCounts, loss_share
@@ -19,9 +21,9 @@ from ocpgem.train.step_cost import step_cost
 
 PRECISIONS = ("highest", "high", "bf16")
 """As in a training configuration; "high" is "highest" on a CPU."""
-WAYS = (*PRECISIONS, "plain", "checkpointing")
-"""How a step is computed: in a precision; with dense chains as autograd would keep them; or with activations computed
-again, the last two in float32."""
+WAYS = (*PRECISIONS, "plain", "checkpointing", "compiled")
+"""How a step is computed: in a precision; with dense chains as autograd would keep them; with activations computed
+again; or with `compile: blocks`, the last three in float32."""
 
 
 def potential_of(model: str, device: str) -> Potential:
@@ -52,6 +54,8 @@ def of_step(model: str, sizes: list[int], device: str, repeats: int, way: str) -
     potential.train_in_bf16 = config.precision == "bf16"
     if way == "plain":
         keep_as_autograd(potential)
+    if way == "compiled":
+        compile_blocks(potential, torch.device(device))
     optimizer = torch.optim.AdamW(potential.parameters(), lr=1e-6, fused=True)
     average = ExponentialMovingAverage(potential, 0.999)
     counts = GlobalCounts(topology.n_systems, topology.n_atoms)
@@ -126,9 +130,16 @@ def _predictions(potential: Potential, batch: Any, topology: Any) -> Predictions
 
 
 def of_interaction(model: str, name: str, sizes: list[int], device: str, repeats: int) -> dict[str, float]:
-    """Seconds of an interaction layer of the first block alone; name: its attribute."""
+    """Seconds of an interaction layer of the first block alone; name: its attribute.
+
+    `floor_s`: of the dense products of its forward pass, see `product_rate`.
+    """
     potential = potential_of(model, device)
     batch, topology = prepared(systems_of(model, tuple(sizes)), potential.graph_spec)
     batch, topology = batch.to(device), topology.to(device)
     layer = getattr(potential.model.blocks[0], name)
-    return of_layer(layer, lambda: potential(batch, topology), repeats)
+    args, kwargs = captured(layer, lambda: potential(batch, topology))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        layer(*args, **kwargs)
+    floor = {"floor_s": counter.get_total_flops() / product_rate(device)}
+    return of_layer(layer, args, kwargs, repeats) | floor

@@ -30,7 +30,11 @@ def slab(n_atoms: int, seed: int) -> System:
     grid = np.stack(np.meshgrid(range(LAYERS), range(width), range(depth), indexing="ij"), -1).reshape(-1, 3)
     metal = SPACING * grid[:n_metal, [1, 2, 0]] + rng.normal(0, 0.08, (n_metal, 3))
     top = metal[:, 2].max() + 1.8
-    molecule = np.array([SPACING, SPACING, top]) + 1.15 * np.arange(n_adsorbate)[:, None] * [0.5, 0.3, 0.8]
+    place = np.arange(n_adsorbate)[:, None]
+    # Bent, for atoms in a line have no dihedral angle: of what rounding makes of one, each code may make another sum.
+    molecule = (
+        np.array([SPACING, SPACING, top]) + 1.15 * place * [0.5, 0.3, 0.8] + place % 2 * [0.0, 0.4, 0.0]
+    )
     numbers = [*rng.choice(rng.choice(METALS, 2), n_metal), *ADSORBATE[:n_adsorbate]]
     tags = [*np.where(grid[:n_metal, 0] == LAYERS - 1, 1, 0), *[2] * n_adsorbate]
     return System(

@@ -21,7 +21,7 @@ def as_table(result: dict[str, Any]) -> str:
             "",
             f"{name} could not be measured: {reason.splitlines()[-1] if reason else 'no reason given'}",
         ]
-    lines += _beside(result) + _checkpointing(result) + _precisions(result) + _parts(result)
+    lines += _beside(result) + _other_ways(result) + _precisions(result) + _parts(result)
     lines += _start_up(result)
     if "loader" in result:
         lines += _loader(result["loader"])
@@ -113,25 +113,27 @@ def _beside(result: dict[str, Any]) -> list[str]:
     return _table(f"Beside {RELEASED}", text, columns, rows)
 
 
-def _checkpointing(result: dict[str, Any]) -> list[str]:
+def _other_ways(result: dict[str, Any]) -> list[str]:
     columns = (
-        "model", "atoms", "step s", "step / usual step", "peak GB, counted", "peak GB", "usual peak GB",
+        "model", "setting", "atoms", "step s", "step / usual step", "peak GB, counted", "peak GB", "usual peak GB",
         "peak / its peak", "usual peak / its peak",
     )  # fmt: skip
+    settings = {"checkpointing": "activation_checkpointing: true", "compiled": "compile: blocks"}
     rows = []
     for name, ways in result["models"].items():
-        if "checkpointing" not in ways:
-            continue
-        found, usual = ways["checkpointing"], ways.get("highest", {})
-        its = _peak(result["released"].get(name, {}).get("float32", {}))
-        row = [name, found["atoms"], found["step_s"], _over(found["step_s"], usual.get("step_s"))]
-        row += [found["peak_counted_gb"], _peak(found), _peak(usual)]
-        rows.append([*row, _over(_peak(found), its), _over(_peak(usual), its)])
+        usual, its = ways.get("highest", {}), _peak(result["released"].get(name, {}).get("float32", {}))
+        for way, setting in settings.items():
+            if way in ways:
+                found = ways[way]
+                row = [name, f"`{setting}`", found["atoms"], found["step_s"]]
+                row += [_over(found["step_s"], usual.get("step_s")), found.get("peak_counted_gb")]
+                row += [_peak(found), _peak(usual), _over(_peak(found), its), _over(_peak(usual), its)]
+                rows.append(row)
     text = (
-        "Ours with `activation_checkpointing: true`, which computes activations again instead of keeping them, and the "
-        f"usual step without. Its: {RELEASED}, which keeps them."
+        "Ours with activations computed again instead of kept, or with interaction blocks translated by torch.compile, "
+        f"and the usual step without either. Its: {RELEASED}, which keeps activations."
     )
-    return _table("With activation checkpointing", text, columns, rows)
+    return _table("Other ways of computing a step", text, columns, rows)
 
 
 def _precisions(result: dict[str, Any]) -> list[str]:
@@ -159,21 +161,34 @@ def _precisions(result: dict[str, Any]) -> list[str]:
 def _parts(result: dict[str, Any]) -> list[str]:
     rows: list[list[Any]] = []
     for label, found in result["layers"].items():
-        ours, its = found.get("ours", {}), found.get("released", {})
-        for key, name in (("forward_s", "forward"), ("forward_backward_s", "forward + backward")):
+        ours, its, floor = (
+            found.get("ours", {}),
+            found.get("released", {}),
+            found.get("ours", {}).get("floor_s"),
+        )
+        # the gradients by input and by weight are as many products each
+        for key, name, factor in (
+            ("forward_s", "forward", 1),
+            ("forward_backward_s", "forward + backward", 3),
+        ):
             times = [ours.get(key), its.get(key), _over(its.get(key), ours.get(key))]
-            rows.append([f"{label}, {name}", *times, None, None, found.get("magnitudes_relative_difference")])
+            floors = [None, None] if floor is None else [factor * floor, _over(its.get(key), factor * floor)]
+            magnitudes = found.get("magnitudes_relative_difference")
+            rows.append([f"{label}, {name}", *times, *floors, None, None, magnitudes])
     for label, found in result["graphs"].items():
         ours, its = found["ours"], found.get("released", {})
         times = [ours["seconds"], its.get("seconds"), _over(its.get("seconds"), ours["seconds"])]
-        rows.append([label, *times, ours["edges"], its.get("edges"), None])
-    columns = ("part", "our s", "its s", "its / our time", "our edges", "its edges", "magnitudes differ by")
-    n_systems, n_atoms = result["graph_systems"], result["graph_atoms"]
+        rows.append([label, *times, None, None, ours["edges"], its.get("edges"), None])
+    columns = (
+        "part", "our s", "its s", "its / our time", "floor s", "its / floor", "our edges", "its edges",
+        "magnitudes differ by",
+    )  # fmt: skip
+    n_systems, n_atoms = result.get("graph_systems", 0), result.get("graph_atoms", 0)
     text = (
         "A layer: of the first block, on the systems of a step, with the arguments (bases and indices among them) that "
-        "it gets in its model; magnitudes: the mean magnitude of what it returns. Graphs: on the CPU, of "
-        f"{n_systems} systems, {n_atoms:,} atoms; edges are those of the main graph, or all pairs. "
-        f"Its: {RELEASED}; above 1, ours is faster."
+        "it gets in its model; magnitudes: the mean magnitude of what it returns; floor: its dense products, as "
+        f"above. Graphs: on the CPU, of {n_systems} systems, {n_atoms:,} atoms; edges are those of the main graph, or "
+        f"all pairs. Its: {RELEASED}; above 1, ours is faster."
     )
     return _table("Parts alone", text, columns, rows)
 

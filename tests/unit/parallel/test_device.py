@@ -29,7 +29,11 @@ print(handed_back, faults())
 def test_freed_memory_is_used_again_without_page_faults() -> None:
     # Not with what a developer may preload: that is another allocator.
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, env={"MALLOC_ARENA_MAX": "1"}
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"MALLOC_ARENA_MAX": "1"},
     )
     handed_back, kept = map(int, done.stdout.split())
 
