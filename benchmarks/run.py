@@ -72,7 +72,7 @@ def main() -> None:
         part, given = json.loads(arguments.one)
         print(json.dumps(PARTS[part](**given)))
         return
-    result: dict[str, Any] = {"machine": machine(arguments.device), "failed": {}}
+    result: dict[str, Any] = {"machine": machine(arguments.device, arguments.fairchem), "failed": {}}
     result |= {key: {} for key in ("models", "errors", "released", "layers", "graphs", "start_up")}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.models:
@@ -285,9 +285,10 @@ def released_graphs(model: str, n_systems: int, arguments: argparse.Namespace) -
         }
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine(device: str, fairchem: str | None) -> dict[str, Any]:
+    words = ["PYTHON" if word == fairchem else word for word in sys.argv[1:]]
     return {
-        "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "benchmarks/run.py", *words]),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -362,11 +362,13 @@ class TrainConfig(Section):
                 "parallel.zero_stage is 3, which works only with direct forces, but model.forces is "
                 f"{self.model.forces}; use 0, 1 or 2"
             )
-        if self.parallel.overlap and self.faults.non_finite == "skip":
-            raise ValueError(
-                "faults.non_finite: skip does not work with parallel.overlap: true, which has sent gradients before "
-                "all are known; turn one of them off"
-            )
+        sending = {"overlap: true": self.parallel.overlap, "zero_stage: 3": self.parallel.zero_stage == 3}
+        for setting, sends_at_once in sending.items():
+            if sends_at_once and self.faults.non_finite == "skip":
+                raise ValueError(
+                    f"faults.non_finite: skip does not work with parallel.{setting}, which has sent gradients before "
+                    "all are known; change one of them"
+                )
         if self.data.hide_elements > 0 and not self.model.shared_embedding:
             raise ValueError("data.hide_elements needs model.shared_embedding: true")
         if self.optim.schedule.on_plateau is not None and not self.data.val:

@@ -21,6 +21,10 @@ from tests.tiny_runs import tiny_settings
             {"parallel": {"overlap": True}, "faults": {"non_finite": "skip"}},
             r"faults\.non_finite: skip does not work with parallel\.overlap",
         ),
+        (
+            {"parallel": {"zero_stage": 3}, "faults": {"non_finite": "skip"}},
+            r"faults\.non_finite: skip does not work with parallel\.zero_stage: 3",
+        ),
     ],
 )
 def test_what_cannot_be_combined_is_refused(changes: dict[str, Any], message: str) -> None:
