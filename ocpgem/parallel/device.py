@@ -16,9 +16,9 @@ def choose_device() -> torch.device:
 def keep_freed_memory() -> None:
     """Let this process keep the memory of tensors on the CPU that it frees, for the tensors that come next.
 
-    glibc hands large blocks back to Linux, which has to clear each page before it hands it out again: up to a tenth of
-    the time of a training step (benchmarks/results/allocators.md). The most memory that the process holds stays the
-    same, but it is held until the end. Does nothing where the allocator is not glibc's.
+    glibc hands large blocks back to Linux, which has to clear each page before it hands it out again; what a training
+    step loses so, `benchmarks/allocators.py` measures. The most memory that the process holds stays about the same, but
+    it is held until the end. Does nothing where the allocator is not glibc's.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
