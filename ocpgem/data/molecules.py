@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from ocpgem.data.system import System, to_uint8
 from ocpgem.data.units import EnergyUnit, parse_unit, unit_of_total_energies
 from ocpgem.errors import DataError, RequestError
+from ocpgem.zip_errors import ZIP_ERRORS
 
 SAMPLE = 200
 _MANY_MOLECULES, _ONE_MOLECULE = "COLL", "MD17"
@@ -191,7 +190,7 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
             raise DataError(f"{path} holds a single array; an archive of molecules is an npz file of several")
         with loaded:
             return {key: loaded[key] for key in loaded.files if key in wanted}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except ZIP_ERRORS as error:
         raise DataError(
             f"{path} cannot be read as an npz archive ({type(error).__name__}: {error})"
         ) from None

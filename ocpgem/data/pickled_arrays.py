@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import struct
 import zipfile
 from typing import Any
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from ocpgem.data.safe_pickle import Budget, Damage, Machine, Name, Refusal, StandIn, shown
 from ocpgem.errors import DataError
+from ocpgem.zip_errors import ZIP_ERRORS
 
 _STREAM_MAGIC = 0x1950A86A20F9469CFC6C
 _STREAM_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -124,7 +124,7 @@ class _Archive:
         self._budget = budget
         try:
             self._file = zipfile.ZipFile(io.BytesIO(content))
-        except _ZIP_ERRORS as error:
+        except ZIP_ERRORS as error:
             raise Damage(f"the zip archive is damaged ({type(error).__name__})") from None
         names = [name for name in self._file.namelist() if name.endswith("/data.pkl")]
         if len(names) != 1:
@@ -141,7 +141,7 @@ class _Archive:
                 )
             self._budget.claim(entry.file_size)
             return self._file.read(entry)
-        except _ZIP_ERRORS as error:
+        except ZIP_ERRORS as error:
             raise Damage(
                 f"entry {shown(name)} of the zip archive is damaged ({type(error).__name__})"
             ) from None
@@ -149,20 +149,6 @@ class _Archive:
     def is_big_endian(self) -> bool:
         """Whether the machine that wrote it stores the most significant byte first."""
         return f"{self._folder}byteorder" in self._file.namelist() and self.read("byteorder") != b"little"
-
-
-# What zipfile raises for damaged files: KeyError for an absent entry, the others by trial with damaged files.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    struct.error,
-    KeyError,
-    ValueError,
-    NotImplementedError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    OverflowError,
-)
 
 
 def _read_torch(content: bytes, budget: Budget, names: dict[str, Name]) -> Any:

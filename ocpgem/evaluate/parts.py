@@ -8,7 +8,6 @@ Work that ends before the first minute leaves nothing.
 import hashlib
 import json
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from ocpgem.errors import DataError, OcpgemError, RequestError
 from ocpgem.evaluate.open_model import Model, fingerprint
 from ocpgem.files import write_text, written_whole
 from ocpgem.parallel import group
+from ocpgem.zip_errors import ZIP_ERRORS
 
 Array = NDArray[Any]
 SAVE_SECONDS = 60.0
@@ -99,7 +99,7 @@ class Parts:
             try:
                 with np.load(path, allow_pickle=False) as file:
                     yield dict(file)
-            except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            except ZIP_ERRORS as error:
                 raise DataError(
                     f"{path} is damaged ({error}); remove it, and it is computed again"
                 ) from error

@@ -20,8 +20,6 @@ import dataclasses
 import json
 import logging
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +35,7 @@ from ocpgem.evaluate.metrics import ALL_METRICS, ENERGY_THRESHOLD, ROW, S2EFMetr
 from ocpgem.evaluate.positions import mean_distances, share_within
 from ocpgem.files import written_whole
 from ocpgem.models.potential import Predictions
+from ocpgem.zip_errors import ZIP_ERRORS
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -261,7 +260,7 @@ def read_raw(path: Path) -> PredictionSet:
             columns = {name: file[name] for name in names if name in file}
     except OSError as error:
         raise DataError(f"{path} cannot be read as a prediction file: {error.strerror or error}") from error
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except ZIP_ERRORS as error:
         raise DataError(
             f"{path} cannot be read as a prediction file, it is cut off, damaged or of another kind: {error}"
         ) from error

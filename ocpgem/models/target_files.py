@@ -2,7 +2,6 @@
 
 import json
 import math
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ocpgem.errors import CheckpointError, DataError, OcpgemError, RequestError,
 from ocpgem.models.import_weights.normalizers import element_energies_of, mean_and_std_of
 from ocpgem.models.import_weights.safe_load import load_values
 from ocpgem.models.normalization import MAX_ATOMIC_NUMBER
+from ocpgem.zip_errors import ZIP_ERRORS
 
 REFERENCE_ENDINGS = (".npz", ".pt", ".json")
 NORMALIZER_ENDINGS = (".pt", ".json")
@@ -100,13 +100,7 @@ def _from_coefficients(path: Path) -> dict[int, float]:
             if "coeff" not in archive:
                 raise DataError(f"{path} has no array coeff; it has {', '.join(archive.files) or 'none'}")
             table = archive["coeff"]
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        KeyError,
-        zipfile.BadZipFile,
-    ) as error:  # numpy raises many kinds, also for pickled arrays
+    except ZIP_ERRORS as error:
         raise DataError(f"{path} cannot be read as an archive of numbers: {one_line(error)}") from None
     if table.ndim != 1 or table.dtype.kind not in "fiu":
         raise DataError(

@@ -1,7 +1,5 @@
 """Everything that can be wrong with a submission, each as a sentence."""
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ from ocpgem.errors import DataError
 from ocpgem.evaluate.leaderboard.format import SPLITS, Array, Format
 from ocpgem.evaluate.leaderboard.manifest import SplitManifest
 from ocpgem.evaluate.metrics import ENERGY_THRESHOLD
+from ocpgem.zip_errors import ZIP_ERRORS
 
 Columns = dict[str, Array]
 _LOSS_SHARE = 0.1  # of the energy threshold that rounding may lose before it is worth a warning
@@ -35,15 +34,7 @@ def read_submission(path: Path) -> Columns:
             return dict(file)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        KeyError,
-        zipfile.BadZipFile,
-        zlib.error,
-        NotImplementedError,
-    ) as error:
+    except ZIP_ERRORS as error:
         raise DataError(
             f"{path} cannot be read as an npz file, it is cut off, damaged or of another kind: {error}"
         ) from error

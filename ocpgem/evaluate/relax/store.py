@@ -9,7 +9,6 @@ import io
 import json
 import os
 import time
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ocpgem.errors import DataError, RequestError
 from ocpgem.evaluate.prediction_set import PredictionSet
 from ocpgem.evaluate.relax.loop import Relaxed
 from ocpgem.files import write_text, written_whole
+from ocpgem.zip_errors import ZIP_ERRORS
 
 RELAXED_FILE, REQUEST_FILE, TABLE_FILE = "relaxed.npz", "request.json", "systems.csv"
 PARTS, TRAJECTORIES = "parts", "trajectories"
@@ -160,7 +160,7 @@ def _read_part(path: Path) -> list[Finished]:
     try:
         with np.load(path, allow_pickle=False) as file:
             columns = dict(file)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except ZIP_ERRORS as error:
         raise DataError(
             f"{path} is damaged ({error}); remove it, and the systems in it are relaxed again"
         ) from error
