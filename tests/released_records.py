@@ -85,3 +85,25 @@ def write_lmdb(path: Path, records: Sequence[bytes], length: int | None = None, 
         for key, value in entries.items():
             transaction.put(key, value)
     return path
+
+
+def write_shards(folder: Path, systems: Sequence[System], generation: str) -> Path:
+    """Two LMDBs of labelled frames, the first four systems in one and the others in the other."""
+    records = [record_of(s2ef_fields(system), generation) for system in systems]
+    write_lmdb(folder / "data.0000.lmdb", records[:4], 4)
+    write_lmdb(folder / "data.0001.lmdb", records[4:], len(records) - 4)
+    return folder
+
+
+def assert_same(found: System, expected: System) -> None:
+    """Positions, labels and numbers, in value and type."""
+    for key in ("pos", "cell", "pbc", "atomic_numbers", "tags", "fixed", "forces"):
+        array, wanted = getattr(found, key), getattr(expected, key)
+        assert array.dtype == wanted.dtype, key
+        assert np.array_equal(array, wanted), key
+    assert (found.energy, found.sid, found.fid) == (expected.energy, expected.sid, expected.fid)
+
+
+def sids(dataset: Any) -> list[int]:
+    """Of all systems of a data set, in order."""
+    return [dataset[index].sid for index in range(len(dataset))]

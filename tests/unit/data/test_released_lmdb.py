@@ -11,14 +11,21 @@ import torch
 from torch.utils.data import DataLoader
 from torch_geometric.data import Data
 
-from ocpgem.data.convert import Options, convert_files
 from ocpgem.data.dataset import InMemoryDataset
 from ocpgem.data.lmdb_store import LmdbDataset, write_dataset
 from ocpgem.data.open import open_dataset
 from ocpgem.data.released_lmdb import ReleasedLmdb
-from ocpgem.data.screening import Limits
 from ocpgem.errors import DataError, RequestError
-from tests.released_records import GENERATIONS, is2re_fields, record_of, s2ef_fields, write_lmdb
+from tests.released_records import (
+    GENERATIONS,
+    assert_same,
+    is2re_fields,
+    record_of,
+    s2ef_fields,
+    sids,
+    write_lmdb,
+    write_shards,
+)
 from tests.tiny_runs import random_systems
 from tests.unit.data.test_safe_pickle import KINDS, hostile
 
@@ -31,23 +38,12 @@ def systems():
 @pytest.fixture(params=GENERATIONS)
 def folder(request, systems, tmp_path):
     """Two shards of 4 and 3 records."""
-    records = [record_of(s2ef_fields(system), request.param) for system in systems]
-    write_lmdb(tmp_path / "s2ef/data.0000.lmdb", records[:4], 4)
-    write_lmdb(tmp_path / "s2ef/data.0001.lmdb", records[4:], 3)
-    return tmp_path / "s2ef"
+    return write_shards(tmp_path / "s2ef", systems, request.param)
 
 
 def one(path, fields, **others):
     """A data set of one record."""
     return ReleasedLmdb(write_lmdb(path / "x.lmdb", [record_of(fields)], 1, **others))
-
-
-def assert_same(found, expected):
-    for key in ("pos", "cell", "pbc", "atomic_numbers", "tags", "fixed", "forces"):
-        array, wanted = getattr(found, key), getattr(expected, key)
-        assert array.dtype == wanted.dtype, key
-        assert np.array_equal(array, wanted), key
-    assert (found.energy, found.sid, found.fid) == (expected.energy, expected.sid, expected.fid)
 
 
 # Reading
@@ -292,10 +288,6 @@ def test_a_hostile_length_is_refused(tmp_path, systems):
 # Several readers
 
 
-def sids(dataset):
-    return [dataset[i].sid for i in range(len(dataset))]
-
-
 def _sid(system):
     return system.sid
 
@@ -477,86 +469,3 @@ def test_third_party_files_have_neither_a_length_nor_tags(shared):
     assert len(dataset) == 53
     assert not dataset[0].tags.any()
     assert dataset[0].pos_relaxed is None
-
-
-# Conversion
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_converts_to_ours(folder, systems, tmp_path, workers):
-    (folder / "data_log.0000.txt").touch()
-    (folder / "metadata.npz").touch()
-    said: list[str] = []
-    done = convert_files([folder], tmp_path / "own", workers=workers, say=said.append)
-    converted = LmdbDataset(tmp_path / "own")
-    assert done.numbering == "numbered as in the files"
-    assert len(converted) == 7
-    for index, expected in enumerate(systems):
-        assert_same(converted[index], expected)
-    assert any("energies in eV" in sentence for sentence in said)
-    assert any("2 other files" in sentence for sentence in said)
-
-
-def test_is2re_converts_with_its_relaxed_labels(tmp_path, systems):
-    path = write_lmdb(tmp_path / "x.lmdb", [record_of(is2re_fields(system)) for system in systems])
-    options = Options(limits=Limits(require="energy"))
-    convert_files([path], tmp_path / "own", options, workers=1)
-    converted = LmdbDataset(tmp_path / "own")
-    assert [converted[i].energy_relaxed for i in range(7)] == [system.energy - 1.5 for system in systems]
-    assert [(converted[i].sid, converted[i].fid) for i in range(7)] == [(system.sid, 0) for system in systems]
-
-
-def test_a_pickled_list_converts(tmp_path, systems):
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps([Data(**s2ef_fields(system)) for system in systems]))
-    convert_files([tmp_path / "x.pkl"], tmp_path / "own", workers=1)
-    assert sids(LmdbDataset(tmp_path / "own")) == [system.sid for system in systems]
-
-
-def test_a_hostile_record_stops_the_conversion_and_leaves_nothing(folder, tmp_path):
-    witness = tmp_path / "witness"
-    fields = s2ef_fields(next(iter(random_systems(1)))) | {"x": hostile(witness)["os.system"]}
-    write_lmdb(folder / "data.0002.lmdb", [record_of(fields)], 1)
-    with pytest.raises(DataError, match=r"data.0002.lmdb, record 0 is refused and nothing in it was run"):
-        convert_files([folder], tmp_path / "own", workers=1)
-    assert not witness.exists()
-    assert not list((tmp_path / "own").glob("*.lmdb"))
-
-
-def test_a_refused_record_can_be_skipped_and_those_after_it_are_kept(tmp_path, systems):
-    witness = tmp_path / "witness"
-    records = [record_of(s2ef_fields(system)) for system in systems]
-    records[1] = record_of(s2ef_fields(systems[1]) | {"note": hostile(witness)["os.system"]})
-    records[4] = records[4][:-30]
-    source = write_lmdb(tmp_path / "x.lmdb", records)
-    with pytest.raises(DataError, match=r"record 1 is refused.*; --skip-unreadable leaves out"):
-        convert_files([source], tmp_path / "own", workers=1)
-    done = convert_files([source], tmp_path / "own", Options(skip_unreadable=True), workers=1)
-    assert sids(LmdbDataset(tmp_path / "own")) == [
-        system.sid for i, system in enumerate(systems) if i not in (1, 4)
-    ]
-    assert done.report.left_out.entries["damaged or refused"][0] == 2
-    assert "x.lmdb, record 1 is refused" in str(done)
-    assert not witness.exists()
-
-
-def test_a_conversion_without_labels_says_which_option_keeps_them(tmp_path, systems):
-    is2re = write_lmdb(tmp_path / "is2re.lmdb", [record_of(is2re_fields(system)) for system in systems])
-    with pytest.raises(
-        DataError, match=r"nothing can be converted;.*--require energy keeps records without forces"
-    ):
-        convert_files([is2re], tmp_path / "own", workers=1)
-    fields = s2ef_fields(systems[0])
-    bare = write_lmdb(
-        tmp_path / "test.lmdb", [record_of({k: v for k, v in fields.items() if k not in ("y", "force")})]
-    )
-    with pytest.raises(DataError, match=r"--require nothing keeps records without labels"):
-        convert_files([bare], tmp_path / "own", workers=1)
-
-
-def test_a_record_without_positions_is_left_out_and_counted(tmp_path, systems):
-    records = [
-        record_of(s2ef_fields(system) | ({"pos": None} if system.sid == 2 else {})) for system in systems
-    ]
-    done = convert_files([write_lmdb(tmp_path / "x.lmdb", records)], tmp_path / "own", workers=1)
-    assert (done.report.n_read, done.report.left_out.total) == (7, 1)
-    assert "x.lmdb, record 2" in str(done)
