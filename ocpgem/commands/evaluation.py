@@ -224,9 +224,9 @@ def _named_data(args: argparse.Namespace) -> "dict[str, Dataset]":
 def _load_for_inference(args: argparse.Namespace) -> "Model":
     from ocpgem.evaluate.open_model import load_together
     from ocpgem.parallel import group
-    from ocpgem.parallel.device import choose_device
+    from ocpgem.parallel.device import set_up_device
 
-    device = choose_device()
+    device = set_up_device()
     group.init_from_environment(device)
     return load_together([args.checkpoint, *args.ensemble], forces_from=args.forces_from, device=device)
 

@@ -81,7 +81,7 @@ def _relax_until(stop: "StopRequest", args: argparse.Namespace) -> int:
     from ocpgem.evaluate.relax.dataset import RelaxTask, relax_dataset
     from ocpgem.evaluate.relax.loop import RelaxSettings
     from ocpgem.parallel import group
-    from ocpgem.parallel.device import choose_device
+    from ocpgem.parallel.device import set_up_device
 
     every = 0 if args.trajectories == "none" else args.every
     task = RelaxTask(
@@ -92,7 +92,7 @@ def _relax_until(stop: "StopRequest", args: argparse.Namespace) -> int:
         stop=stop,
     )
     dataset = open_dataset(args.data)
-    device = choose_device()
+    device = set_up_device()
     group.init_from_environment(device, _PATIENCE)
     model = load_together([args.checkpoint, *args.ensemble], forces_from=args.forces_from, device=device)
     report = relax_dataset(model, dataset, args.out, task)

@@ -13,6 +13,14 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def set_up_device() -> torch.device:
+    """`choose_device` for a process that does nothing but compute, which on a CPU keeps the memory that it frees."""
+    device = choose_device()
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
 def keep_freed_memory() -> None:
     """Let this process keep the memory of tensors on the CPU that it frees, for the tensors that come next.
 

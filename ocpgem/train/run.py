@@ -23,7 +23,7 @@ from ocpgem.evaluate.predict import Effort
 from ocpgem.files import write_text
 from ocpgem.models.potential import Normalization, Potential, n_parameters
 from ocpgem.parallel import group
-from ocpgem.parallel.device import choose_device, keep_freed_memory
+from ocpgem.parallel.device import choose_device, set_up_device
 from ocpgem.parallel.graph import graph_group, require_groups
 from ocpgem.parallel.signals import StopRequest
 from ocpgem.parallel.watchdog import Watchdog, is_lost_peer
@@ -82,9 +82,7 @@ def train(
         with stop.listening():
             return train(config, run_path, stop, callbacks)
     require_packages(config.loggers)
-    device = choose_device()
-    if device.type == "cpu":
-        keep_freed_memory()
+    device = set_up_device()
     # The watchdog, which knows more, must be the first to lose patience.
     group.init_from_environment(device, timedelta(seconds=2 * config.faults.hang_seconds + 60))
     try:
