@@ -68,8 +68,7 @@ class Frugal:
     """A part of a model that keeps little for the gradient, and computes again what costs little.
 
     forces: where a model has them as gradients; while they are taken, gradients of weights are not asked for.
-    as_autograd: keep what autograd would keep, to
-    compare with.
+    as_autograd: keep what autograd would keep, to compare with.
     """
 
     forces: ForceGradient | None = None

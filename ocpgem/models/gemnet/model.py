@@ -104,9 +104,8 @@ class GemNet(nn.Module):
         h = self.atom_embedding(shard(structures.atomic_numbers, part), hidden)
         m = self.edge_embedding(h, radial, edges)
         energy_terms, force_terms = Total(), Total()
-        call = (
-            self._call if self.checkpoint_activations else call_directly
-        )  # which torch.compile sees through
+        # torch.compile sees through what is called directly.
+        call = self._call if self.checkpoint_activations else call_directly
         for index, branch in enumerate(self.energy_branches):
             if index > 0:
                 h, m = self.blocks[index - 1](h, m, basis, topology, call)
