@@ -1,0 +1,95 @@
+"""Where the time of a training step goes on a CPU: dense products, SiLU, the rest.
+
+    python benchmarks/step_profile.py [--models GemNet-dT,GemNet-OC]
+
+One step under torch's profiler after two others, on the systems of benchmarks/run.py. Wide products have 256 or more of
+each of rows, columns and terms of a sum; the floor of a step is all products at the speed of one large product.
+"""
+
+import argparse
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from benchmarks.speed.costs import systems_of
+from benchmarks.speed.steps import config_of, potential_of
+from benchmarks.speed.structures import prepared
+from benchmarks.speed.timing import product_rate
+from ocpgem.parallel.device import keep_freed_memory
+from ocpgem.train.loss import GlobalCounts, loss_share
+
+WIDE = 256
+PRODUCTS = ("aten::mm", "aten::addmm_", "aten::addmm", "aten::bmm", "aten::baddbmm_", "aten::baddbmm")
+
+
+def kind_of(event: Any) -> tuple[str, float]:
+    """What an operation counts as, and its FLOP if it is a product; event: torch's, with shapes."""
+    if event.key not in PRODUCTS:
+        return "SiLU" if "silu" in event.key else "all else", 0.0
+    left, right = [shape for shape in event.input_shapes if len(shape) >= 2][-2:]
+    flop = 2.0 * math.prod(left) * right[-1] * event.count
+    wide = min(*left[-2:], *right[-2:]) >= WIDE and len(left) == 2
+    return "wide products" if wide else "narrow products", flop
+
+
+def profiled(model: str) -> dict[str, dict[str, float]]:
+    """Seconds and GFLOP of a step by kind, and the seconds of a step without the profiler."""
+    config = config_of(model, "highest")
+    potential = potential_of(model, "cpu")
+    batch, topology = prepared(systems_of(model), config.model.graph_spec)
+    optimizer = torch.optim.AdamW(potential.parameters(), lr=1e-6, fused=True)
+    counts = GlobalCounts(topology.n_systems, topology.n_atoms)
+
+    def step() -> None:
+        predictions = potential(batch, topology)
+        loss_share(predictions, batch, config.loss, potential.normalization, counts).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(2):
+        step()
+    started = time.perf_counter()
+    step()
+    found = {"a step, not profiled": {"seconds": time.perf_counter() - started, "gflop": 0.0}}
+    one_to_warm_up = schedule(wait=0, warmup=1, active=1, repeat=1)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, schedule=one_to_warm_up) as profiler:
+        for _ in range(2):
+            step()
+            profiler.step()
+    for event in profiler.key_averages(group_by_input_shape=True):
+        kind, flop = kind_of(event)
+        row = found.setdefault(kind, {"seconds": 0.0, "gflop": 0.0})
+        row["seconds"] += event.self_cpu_time_total / 1e6
+        row["gflop"] += flop / 1e9
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default="GemNet-dT,GemNet-OC")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    words = " ".join(["python", "benchmarks/step_profile.py", *sys.argv[1:]])
+    rate = product_rate("cpu") / 1e9
+    print(f"`{words}`, load {os.getloadavg()[0]:.1f}, one large product {rate:.0f} GFLOP/s\n")
+    print("| model | what | s | GFLOP | GFLOP/s |\n|---|---|---|---|---|")
+    for model in arguments.models.split(","):
+        for kind, row in sorted(profiled(model).items(), key=lambda item: -item[1]["seconds"]):
+            cells = ["", ""]
+            if row["gflop"]:
+                cells = [f"{row['gflop']:.0f}", f"{row['gflop'] / row['seconds']:.0f}"]
+            print(f"| {model} | {kind} | {row['seconds']:.2f} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
