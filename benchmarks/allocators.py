@@ -14,8 +14,6 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
-HAND_BACK = "OCPGEM_BENCHMARK_HAND_BACK"
-"""Set in a process that does without `keep_freed_memory`, which training runs call."""
 PRELOADED = {
     "tcmalloc": "libtcmalloc_minimal.so.4",
     "jemalloc": "libjemalloc.so.2",
@@ -34,23 +32,27 @@ def main() -> None:
     parser.add_argument(
         "--in-this-process", action="store_true", help="one model with this process' allocator"
     )
+    parser.add_argument("--hand-back", action="store_true", help="there, without `keep_freed_memory`")
     arguments = parser.parse_args()
     if arguments.in_this_process:
-        print(json.dumps(measured(arguments.models, arguments.repeats)))
+        print(json.dumps(measured(arguments.models, arguments.repeats, arguments.hand_back)))
         return
-    ways: dict[str, dict[str, str]] = {"glibc, handing memory back": {HAND_BACK: "1"}, "glibc": {}}
+    ways: dict[str, tuple[list[str], dict[str, str]]] = {
+        "glibc, handing memory back": (["--hand-back"], {}),
+        "glibc, as training runs use it": ([], {}),
+    }
     ways |= {
-        name: {"LD_PRELOAD": str(LIBRARIES / library)}
+        name: ([], {"LD_PRELOAD": str(LIBRARIES / library)})
         for name, library in PRELOADED.items()
         if (LIBRARIES / library).exists()
     }
     print(f"`python {' '.join(sys.argv)}`, load {os.getloadavg()[0]:.1f}\n")
     print("| model | allocator | step s | page faults a step | peak GB, process |\n|---|---|---|---|---|")
     for model in arguments.models.split(","):
-        for way, variables in ways.items():
+        for way, (options, variables) in ways.items():
             command = [sys.executable, __file__, "--models", model, "--in-this-process"]
             done = subprocess.run(
-                [*command, "--repeats", str(arguments.repeats)],
+                [*command, "--repeats", str(arguments.repeats), *options],
                 env=os.environ | variables,
                 capture_output=True,
                 text=True,
@@ -62,19 +64,20 @@ def main() -> None:
             print(f"| {model} | {way} | {row} |", flush=True)
 
 
-def measured(model: str, repeats: int) -> dict[str, float]:
+def measured(model: str, repeats: int, hand_back: bool) -> dict[str, float]:
     """The median step of one model, with the allocator that this process has."""
     import resource
 
     import torch
 
     from benchmarks.speed.costs import MODELS, systems_of, train_config
+    from benchmarks.speed.process import peaks
     from benchmarks.speed.structures import prepared
     from ocpgem.models.potential import Normalization, Potential
     from ocpgem.parallel.device import keep_freed_memory
     from ocpgem.train.loss import GlobalCounts, loss_share
 
-    if HAND_BACK not in os.environ:
+    if not hand_back:
         keep_freed_memory()
     config = train_config(MODELS[model])
     batch, topology = prepared(systems_of(model), config.model.graph_spec)
@@ -90,8 +93,8 @@ def measured(model: str, repeats: int) -> dict[str, float]:
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"step_s": median(seconds[2:]), "faults": median(faults[2:]), "peak_gb": peak / 1e6}
+    found = {"step_s": median(seconds[2:]), "faults": median(faults[2:])}
+    return found | {"peak_gb": peaks("cpu")["peak_process_gb"]}
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/run.py [--quick] [--models GemNet-dT,GemNet-OC] [--sizes 58,104] [--device cpu] [--out FOLDER]
 
-Writes speed.json (with machine, versions and commit), speed.md and speed_scaling.svg. Every model is measured in a
-process of its own, so that its peak memory is its own. What else can be measured in the same run:
+Writes speed.json (with machine, versions and commit), speed.md and speed_scaling.svg. Steps and forward passes of a
+model have a process each, as training and evaluation do, so that memory is their own. What else can be measured in the
+same run:
 
     --plain            dense chains as autograd would keep them; cells of what does not depend on that stay empty
     --checkpointing    steps that compute activations again instead of keeping them
@@ -52,6 +53,7 @@ from ocpgem.launch.code_version import code_version
 ROOT = Path(__file__).resolve().parents[1]
 PARTS: dict[str, Callable[..., Any]] = {
     "step": steps.of_step,
+    "forward": steps.of_forward,
     "errors": steps.errors,
     "interaction": steps.of_interaction,
     "export": beside.export,
@@ -123,6 +125,9 @@ def _arguments() -> argparse.Namespace:
     usual = "highest" if arguments.device == "cpu" else ",".join(steps.PRECISIONS)
     precisions = arguments.precisions or usual
     arguments.precisions = _names(parser, "--precisions", precisions, steps.PRECISIONS)
+    for option in ("repeats", "rounds"):
+        if getattr(arguments, option) < 1:
+            parser.error(f"--{option}: at least 1")
     if arguments.quick:
         arguments.sizes, arguments.repeats = "20", 1
     if arguments.sizes is not None:
@@ -172,13 +177,17 @@ def attempt(result: dict[str, Any], label: str, call: Callable[..., Any], *given
 def measure_model(name: str, arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     """A step of the model in every way that is asked for, its errors, and the released code's step."""
     sizes, device = arguments.sizes or default_sizes(name), arguments.device
-    ways = {"plain": arguments.plain, "checkpointing": arguments.checkpointing, "compiled": arguments.compile}
-    ways |= {way: way != "highest" for way in arguments.precisions}
+    asked = {
+        "plain": arguments.plain,
+        "checkpointing": arguments.checkpointing,
+        "compiled": arguments.compile,
+    }
+    ways = [way for way, wanted in asked.items() if wanted]
     common = {"model": name, "sizes": sizes, "device": device}
     measure_in_turns(name, sizes, arguments, result)
-    for way in [way for way, wanted in ways.items() if wanted]:
+    for way in [*ways, *(precision for precision in arguments.precisions if precision != "highest")]:
         given = common | {"repeats": arguments.repeats, "way": way}
-        found = attempt(result, f"{name} ({way})", in_own_process, "step", **given)
+        found = attempt(result, f"{name} ({way})", step_and_forward, **given)
         if found is not None:
             result["models"].setdefault(name, {})[way] = found
             print(f"{name} ({way}): step {found['step_s']:.2f} s", flush=True)
@@ -196,7 +205,7 @@ def measure_in_turns(
     released = bool(arguments.fairchem) and beside.has_released(name)
     ours, its = [], []
     for _ in range(arguments.rounds):
-        found = attempt(result, name, in_own_process, "step", **given, way="highest")
+        found = attempt(result, name, step_and_forward, **given, way="highest")
         if found is not None:
             ours.append(found)
             print(f"{name}: step {found['step_s']:.2f} s", flush=True)
@@ -210,6 +219,12 @@ def measure_in_turns(
         result["models"][name] = {"highest": medians(ours)}
     if its:
         result["released"][name] = {way: medians([each[way] for each in its]) for way in its[0]}
+
+
+def step_and_forward(**given: Any) -> dict[str, Any]:
+    """What `steps.of_step` and, for a precision, `steps.of_forward` find."""
+    found: dict[str, Any] = in_own_process("step", **given)
+    return found | in_own_process("forward", **given) if given["way"] in steps.PRECISIONS else found
 
 
 def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -231,7 +246,9 @@ def released_steps(name: str, sizes: tuple[int, ...], arguments: argparse.Namesp
     found = {}
     with beside.exported(in_own_process, name, sizes, arguments.device, predict=True) as folder:
         for way, options in ways.items():
-            found[way] = beside.released(arguments.fairchem, folder, "model", arguments.repeats, *options)
+            given = (arguments.fairchem, folder)
+            found[way] = beside.released(*given, "step", arguments.repeats, *options)
+            found[way] |= beside.released(*given, "forward", arguments.repeats, *options)
             found[way] |= beside.differences(folder)
     return found
 

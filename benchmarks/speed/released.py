@@ -74,16 +74,12 @@ def batch_of(folder: Path) -> Any:
     return batch
 
 
-def of_model(folder: Path, repeats: int, device: str) -> dict[str, float]:
-    """Seconds and bytes of a training step, then of a forward pass, whose outputs go to `output.npz`."""
+def of_step(folder: Path, repeats: int, device: str) -> dict[str, float]:
+    """Seconds and bytes of a training step."""
     model, batch = released_model(folder).to(device), batch_of(folder).to(device)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     averages = [weight.detach().clone() for weight in weights]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE)  # as fairchem makes it
-
-    def forward(model: Any = model) -> Any:
-        with torch.set_grad_enabled(not model.direct_forces):
-            return model(batch)
 
     def step() -> None:
         outputs = model(batch)
@@ -92,8 +88,20 @@ def of_model(folder: Path, repeats: int, device: str) -> dict[str, float]:
         torch._foreach_lerp_(averages, [weight.detach() for weight in weights], 0.001)
         optimizer.zero_grad()
 
-    found = {"step_s": seconds(step, repeats), **peaks(device), "forward_s": seconds(forward, repeats)}
-    outputs = forward(released_model(folder).to(device))  # the weights as they were before the steps
+    return {"step_s": seconds(step, repeats), **peaks(device)}
+
+
+def of_forward(folder: Path, repeats: int, device: str) -> dict[str, float]:
+    """Seconds and bytes of a forward pass, whose outputs go to `output.npz`."""
+    model, batch = released_model(folder).to(device), batch_of(folder).to(device)
+
+    def forward() -> Any:
+        with torch.set_grad_enabled(not model.direct_forces):
+            return model(batch)
+
+    found = {"forward_s": seconds(forward, repeats)}
+    found |= {f"forward_{key}": peak for key, peak in peaks(device).items()}
+    outputs = forward()
     arrays = {key: outputs[key].detach().cpu().numpy() for key in ("energy", "forces")}
     np.savez(folder / "output.npz", **arrays)
     return found
@@ -134,7 +142,7 @@ def of_search(folder: Path, repeats: int, cutoff: float) -> dict[str, float]:
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parts = ("model", "trip_interaction", "quad_interaction", "indices", "search_6A", "search_12A")
+    parts = ("step", "forward", "trip_interaction", "quad_interaction", "indices", "search_6A", "search_12A")
     parser.add_argument("part", choices=parts)
     parser.add_argument("repeats", type=int)
     parser.add_argument("--device", default="cpu")
@@ -143,7 +151,8 @@ def main(words: Sequence[str] | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = arguments.tf32
     folder, repeats, device = arguments.folder, arguments.repeats, arguments.device
     calls: dict[str, Callable[[], dict[str, float]]] = {
-        "model": lambda: of_model(folder, repeats, device),
+        "step": lambda: of_step(folder, repeats, device),
+        "forward": lambda: of_forward(folder, repeats, device),
         "indices": lambda: of_indices(folder, repeats),
         "search_6A": lambda: of_search(folder, repeats, 6.0),
         "search_12A": lambda: of_search(folder, repeats, 12.0),

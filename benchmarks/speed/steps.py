@@ -1,5 +1,6 @@
 """Seconds, memory and accuracy of a training step of a model of published size, on this machine."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from benchmarks.speed.layers import captured, of_layer
 from benchmarks.speed.process import peaks, seconds
 from benchmarks.speed.structures import prepared
 from benchmarks.speed.timing import product_rate
+from ocpgem.graph.topology import Topology
 from ocpgem.models.potential import Normalization, Potential, Predictions
 from ocpgem.parallel.device import keep_freed_memory
 from ocpgem.train.compiling import compile_blocks
@@ -39,19 +41,12 @@ def config_of(model: str, way: str) -> TrainConfig:
 
 
 def of_step(model: str, sizes: list[int], device: str, repeats: int, way: str) -> dict[str, Any]:
-    """A training step of one of `MODELS`, then a forward pass; memory is read before anything else is done.
+    """A training step of one of `MODELS`; memory is read before anything else is done.
 
     way: one of `WAYS`. What does not depend on how dense chains are kept is left out of "plain".
     """
-    config = config_of(model, way)
-    set_precision(config, torch.device(device))
-    if device == "cpu":  # as training runs do
-        keep_freed_memory()
-    batch, topology = prepared(systems_of(model, tuple(sizes)), config.model.graph_spec)
-    batch, topology = batch.to(device), topology.to(device)
-    potential = potential_of(model, device)
+    config, potential, batch, topology = _ready(model, sizes, device, way)
     potential.model.checkpoint_activations = config.activation_checkpointing
-    potential.train_in_bf16 = config.precision == "bf16"
     if way == "plain":
         keep_as_autograd(potential)
     if way == "compiled":
@@ -59,10 +54,6 @@ def of_step(model: str, sizes: list[int], device: str, repeats: int, way: str) -
     optimizer = torch.optim.AdamW(potential.parameters(), lr=1e-6, fused=True)
     average = ExponentialMovingAverage(potential, 0.999)
     counts = GlobalCounts(topology.n_systems, topology.n_atoms)
-
-    def forward() -> None:
-        with torch.no_grad():
-            potential(batch, topology)
 
     def step() -> None:
         predictions = potential(batch, topology)
@@ -73,12 +64,43 @@ def of_step(model: str, sizes: list[int], device: str, repeats: int, way: str) -
 
     found = {"atoms": topology.n_atoms, "edges": topology.main.n_edges, "step_s": seconds(step, repeats)}
     found |= peaks(device)
-    if way != "plain":  # without gradient all chains run alike
-        found["forward_s"] = seconds(forward, repeats)
     if way in ("highest", "plain", "checkpointing"):
         found |= counted(model, sizes, device, way)
         found["step_over_floor"] = found["step_s"] / found["floor_of_step_s"]
     return found
+
+
+def of_forward(model: str, sizes: list[int], device: str, repeats: int, way: str) -> dict[str, float]:
+    """A forward pass without gradients of weights, its floor and the memory that it takes; way: one of `PRECISIONS`."""
+    _, potential, batch, topology = _ready(model, sizes, device, way)
+
+    def forward() -> None:
+        _predictions(potential, batch, topology)
+
+    found = {"forward_s": seconds(forward, repeats)}
+    found |= {f"forward_{key}": peak for key, peak in peaks(device).items()}
+    return found | {"floor_of_forward_s": _floor(forward, device)}
+
+
+def _floor(call: Callable[[], object], device: str) -> float:
+    """Seconds of the dense products of a call, see `product_rate`."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops() / product_rate(device)
+
+
+def _ready(
+    model: str, sizes: list[int], device: str, way: str
+) -> tuple[TrainConfig, Potential, Any, Topology]:
+    """What a run has when it begins to compute, in a process like that of a run."""
+    config = config_of(model, way)
+    set_precision(config, torch.device(device))
+    if device == "cpu":
+        keep_freed_memory()
+    batch, topology = prepared(systems_of(model, tuple(sizes)), config.model.graph_spec)
+    potential = potential_of(model, device)
+    potential.train_in_bf16 = config.precision == "bf16"
+    return config, potential, batch.to(device), topology.to(device)
 
 
 def counted(model: str, sizes: list[int], device: str, way: str) -> dict[str, Any]:
@@ -134,12 +156,9 @@ def of_interaction(model: str, name: str, sizes: list[int], device: str, repeats
 
     `floor_s`: of the dense products of its forward pass, see `product_rate`.
     """
-    potential = potential_of(model, device)
-    batch, topology = prepared(systems_of(model, tuple(sizes)), potential.graph_spec)
-    batch, topology = batch.to(device), topology.to(device)
+    _, potential, batch, topology = _ready(model, sizes, device, "highest")
     layer = getattr(potential.model.blocks[0], name)
     args, kwargs = captured(layer, lambda: potential(batch, topology))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        layer(*args, **kwargs)
-    floor = {"floor_s": counter.get_total_flops() / product_rate(device)}
+    with torch.no_grad():
+        floor = {"floor_s": _floor(lambda: layer(*args, **kwargs), device)}
     return of_layer(layer, args, kwargs, repeats) | floor
