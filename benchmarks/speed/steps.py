@@ -79,6 +79,7 @@ def of_forward(model: str, sizes: list[int], device: str, repeats: int, way: str
 
     found = {"forward_s": seconds(forward, repeats)}
     found |= {f"forward_{key}": peak for key, peak in peaks(device).items()}
+    potential.requires_grad_(False)  # else the counter wants to follow the gradients of views of weights
     return found | {"floor_of_forward_s": _floor(forward, device)}
 
 
