@@ -10,6 +10,7 @@ same run:
     --checkpointing    steps that compute activations again instead of keeping them
     --compile          steps with compile: blocks; a minute or two each for translation
     --precisions LIST  of highest, high, bf16: steps in each, and their errors against float64
+    --models-only      steps and forward passes, not layers, graphs, scaling, loader, ranks and start-up
     --fairchem PYTHON  the released models, searches and layers, with the same weights on the same systems, in a Python
                        that has fairchem-core 1.10.0 (docs/performance.md says how to make one)
 
@@ -80,6 +81,15 @@ def main() -> None:
     for name in arguments.models:
         measure_model(name, arguments, result)
         write(result, arguments.out)
+    if not arguments.models_only:
+        measure_the_rest(arguments, result)
+    print(as_table(result), end="")
+    if result["failed"]:
+        raise SystemExit(f"not measured: {', '.join(result['failed'])}; see above")
+
+
+def measure_the_rest(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Everything but steps and forward passes."""
     measure_layers(arguments, result)
     measure_graphs(arguments, result)
     write(result, arguments.out)
@@ -91,9 +101,6 @@ def main() -> None:
             result[part] = found
     result["start_up"] = start_up(arguments.repeats)
     write(result, arguments.out)
-    print(as_table(result), end="")
-    if result["failed"]:
-        raise SystemExit(f"not measured: {', '.join(result['failed'])}; see above")
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
@@ -112,6 +119,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--precisions", help="default: highest on a CPU, all on a GPU")
     parser.add_argument("--fairchem", metavar="PYTHON")
+    parser.add_argument("--models-only", action="store_true")
     parser.add_argument("--models", default="", help=f"of {', '.join(MODELS)}; default: all")
     sizes = f"default: {','.join(map(str, SIZES))}, of large models only the first"
     parser.add_argument("--sizes", help=f"atoms of the slabs of a step; {sizes}")
