@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.costs import MODELS, keep_as_autograd, operations, systems_of, train_config
 from benchmarks.speed.layers import captured, of_layer
@@ -19,7 +18,7 @@ from ocpgem.train.config import TrainConfig
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.loss import GlobalCounts, loss_share
 from ocpgem.train.run import set_precision
-from ocpgem.train.step_cost import step_cost
+from ocpgem.train.step_cost import operations_of, step_cost
 
 PRECISIONS = ("highest", "high", "bf16")
 """As in a training configuration; "high" is "highest" on a CPU."""
@@ -79,15 +78,12 @@ def of_forward(model: str, sizes: list[int], device: str, repeats: int, way: str
 
     found = {"forward_s": seconds(forward, repeats)}
     found |= {f"forward_{key}": peak for key, peak in peaks(device).items()}
-    potential.requires_grad_(False)  # else the counter wants to follow the gradients of views of weights
     return found | {"floor_of_forward_s": _floor(forward, device)}
 
 
 def _floor(call: Callable[[], object], device: str) -> float:
     """Seconds of the dense products of a call, see `product_rate`."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops() / product_rate(device)
+    return operations_of(call) / product_rate(device)
 
 
 def _ready(

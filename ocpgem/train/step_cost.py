@@ -1,6 +1,6 @@
 """What one training step costs, found by taking it with tensors that have a size and no content."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,13 @@ def step_cost(
             kept = memory.now
             loss.backward()
     return StepCost(kept, memory.peak, memory.flops, 0 if graph is None else graph.sent_bytes)
+
+
+def operations_of(call: Callable[[], object]) -> int:
+    """Operations of all matrix products that a call takes, which is made."""
+    with _Counter() as counter:
+        call()
+    return counter.flops
 
 
 def validation_bytes(config: TrainConfig, batch: Any, topology: Topology) -> int:
