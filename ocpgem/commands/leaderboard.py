@@ -87,13 +87,14 @@ def _build(args: argparse.Namespace) -> int:
         faults = check_submission(content, form, read_manifest(sets, form)).faults
         if faults:
             raise DataError(f"nothing is written: {'; '.join(faults)}")
+    splits = {
+        split: {"file": str(path), "sha256": sha256_of(path), "made_by": read_provenance(path)}
+        for split, path in files.items()
+    }
     write_submission(content, args.out)
     record = {
         "submission": {"sha256": sha256_of(args.out), **describe(form)},
-        "splits": {
-            split: {"file": str(path), "sha256": sha256_of(path), "made_by": read_provenance(path)}
-            for split, path in files.items()
-        },
+        "splits": splits,
         **environment(),
     }
     beside = args.out.with_suffix(".provenance.json")

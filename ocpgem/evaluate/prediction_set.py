@@ -236,12 +236,15 @@ def write_predictions(
 
 
 def read_provenance(path: Path) -> dict[str, Any] | None:
-    """The record that a raw prediction file carries, None where it has none."""
-    with np.load(path, allow_pickle=False) as file:
-        if "provenance" not in file:
-            return None
-        record: dict[str, Any] = json.loads(str(file["provenance"]))
-        return record
+    """The record that a raw prediction file carries, None where it has none; raises DataError for a damaged one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if "provenance" not in file:
+                return None
+            record: dict[str, Any] = json.loads(str(file["provenance"]))
+    except ZIP_ERRORS as error:
+        raise DataError(f"{path} cannot be read as a prediction file: {error}") from error
+    return record
 
 
 def read_raw(path: Path) -> PredictionSet:

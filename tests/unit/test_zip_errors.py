@@ -1,6 +1,7 @@
 """Damaged archives are told in a sentence, whatever byte is wrong."""
 
 import io
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable
@@ -14,11 +15,25 @@ from ocpgem.data.molecules import read_molecules
 from ocpgem.errors import DataError
 from ocpgem.evaluate.leaderboard.check import read_submission
 from ocpgem.evaluate.parts import Parts
-from ocpgem.evaluate.prediction_set import read_raw
+from ocpgem.evaluate.prediction_set import read_provenance, read_raw
+from ocpgem.evaluate.relax.store import PARTS, open_folder
 from ocpgem.models.target_files import read_element_energies
 from ocpgem.zip_errors import ZIP_ERRORS
 
-KEYS = ("coeff", "R", "N", "Z", "ids", "sid", "fid", "natoms", "energy", "fixed", "atomic_numbers")
+KEYS = (
+    "coeff",
+    "R",
+    "N",
+    "Z",
+    "ids",
+    "sid",
+    "fid",
+    "natoms",
+    "energy",
+    "fixed",
+    "atomic_numbers",
+    "provenance",
+)
 """That the readers ask for."""
 
 
@@ -58,6 +73,14 @@ def read_part(path: Path) -> Any:
     return list(parts.read())
 
 
+def read_relaxed(path: Path) -> Any:
+    """A part of a relaxation."""
+    folder = path.parent / "relaxation"
+    open_folder(folder, {})
+    shutil.copy(path, folder / PARTS)
+    return open_folder(folder, {})
+
+
 def encrypted(content: bytearray, entry: zipfile.ZipInfo) -> None:
     """Call an entry encrypted: the lowest bit of the flags in the list at the end, which names it last."""
     content[content.rfind(entry.filename.encode()) - 46 + 8] |= 1
@@ -70,7 +93,16 @@ def not_compressed(content: bytearray, entry: zipfile.ZipInfo) -> None:
 
 
 @pytest.mark.parametrize(
-    "reader", [read_molecules, read_raw, read_submission, read_element_energies, read_part]
+    "reader",
+    [
+        read_molecules,
+        read_raw,
+        read_provenance,
+        read_submission,
+        read_element_energies,
+        read_part,
+        read_relaxed,
+    ],
 )
 @pytest.mark.parametrize("damage", [encrypted, not_compressed])
 def test_every_reader_names_the_file(
