@@ -165,6 +165,8 @@ class StepRunner:
                 "; check their labels or lower optim.lr, then start the same command again to go on from the last "
                 "checkpoint, with faults.non_finite=skip to leave such steps out"
             )
+            if self._parts.engine.sends_at_once:
+                sentence += " (which needs parallel.overlap=false, and parallel.zero_stage below 3)"
         return sentence
 
     def _give_up(self, step_batch: StepBatch, reports: list[Report]) -> None:

@@ -165,6 +165,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_overlapping_gradients_are
     assert said["code"] == 1
     assert said["err"].startswith("error: the loss is not finite at step ")
     assert f"record {BAD_SID} (sid {BAD_SID}, frame {BAD_SID % 3})" in said["err"]
+    assert "faults.non_finite=skip to leave such steps out (which needs parallel.overlap=false" in said["err"]
     assert said["left"] == []
 
 
