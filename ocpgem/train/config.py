@@ -271,8 +271,8 @@ class TrainConfig(Section):
     )
     activation_checkpointing: bool = Field(
         False,
-        description="compute activations again for the gradient instead of keeping them: a fifth of their memory for a "
-        "third more work with direct forces (little is saved with gradient forces)",
+        description="compute activations again for the gradient instead of keeping them: a quarter of the memory "
+        "for a third more work with direct forces (little is saved with gradient forces)",
     )
     compile: Literal["off", "blocks", "full"] = Field(
         "off",
