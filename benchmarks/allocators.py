@@ -29,17 +29,15 @@ def main() -> None:
         "--models", default="GemNet-dT,GemNet-OC", help="names as in benchmarks/speed/costs.py"
     )
     parser.add_argument("--repeats", type=int, default=5, help="steps that are measured, after two others")
-    parser.add_argument(
-        "--in-this-process", action="store_true", help="one model with this process' allocator"
-    )
-    parser.add_argument("--hand-back", action="store_true", help="there, without `keep_freed_memory`")
+    for option in ("--in-this-process", "--hand-back"):  # for the processes that are started
+        parser.add_argument(option, action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.in_this_process:
         print(json.dumps(measured(arguments.models, arguments.repeats, arguments.hand_back)))
         return
     ways: dict[str, tuple[list[str], dict[str, str]]] = {
         "glibc, handing memory back": (["--hand-back"], {}),
-        "glibc, as training runs use it": ([], {}),
+        "glibc, as runs use it": ([], {}),
     }
     ways |= {
         name: ([], {"LD_PRELOAD": str(LIBRARIES / library)})
@@ -68,29 +66,15 @@ def measured(model: str, repeats: int, hand_back: bool) -> dict[str, float]:
     """The median step of one model, with the allocator that this process has."""
     import resource
 
-    import torch
-
-    from benchmarks.speed.costs import MODELS, systems_of, train_config
     from benchmarks.speed.process import peaks
-    from benchmarks.speed.structures import prepared
-    from ocpgem.models.potential import Normalization, Potential
-    from ocpgem.parallel.device import keep_freed_memory
-    from ocpgem.train.loss import GlobalCounts, loss_share
+    from benchmarks.speed.ready import ready
+    from benchmarks.speed.structures import SIZES
 
-    if not hand_back:
-        keep_freed_memory()
-    config = train_config(MODELS[model])
-    batch, topology = prepared(systems_of(model), config.model.graph_spec)
-    potential = Potential(config.model, Normalization())
-    optimizer = torch.optim.AdamW(potential.parameters(), lr=1e-6, fused=True)
-    counts = GlobalCounts(topology.n_systems, topology.n_atoms)
+    step = ready(model, SIZES, "cpu", hand_back=hand_back).training_step()
     seconds, faults = [], []
     for _ in range(repeats + 2):
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
-        predictions = potential(batch, topology)
-        loss_share(predictions, batch, config.loss, potential.normalization, counts).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        step()
         seconds.append(time.perf_counter() - start)
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     found = {"step_s": median(seconds[2:]), "faults": median(faults[2:])}

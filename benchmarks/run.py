@@ -3,8 +3,7 @@
     python benchmarks/run.py [--quick] [--models GemNet-dT,GemNet-OC] [--sizes 58,104] [--device cpu] [--out FOLDER]
 
 Writes speed.json (with machine, versions and commit), speed.md and speed_scaling.svg. Steps and forward passes of a
-model have a process each, as training and evaluation do, so that memory is their own. What else can be measured in the
-same run:
+model have a process each, as training and evaluation do, so that memory is their own. Options:
 
     --plain            dense chains as autograd would keep them; cells of what does not depend on that stay empty
     --checkpointing    steps that compute activations again instead of keeping them
@@ -14,9 +13,10 @@ same run:
     --fairchem PYTHON  the released models, searches and layers, with the same weights on the same systems, in a Python
                        that has fairchem-core 1.10.0 (docs/performance.md says how to make one)
 
-Where the released code runs beside ours, both are measured --rounds times in turns, and medians are shown. What is done
-is written after every part. Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py. --quick:
-one small system, one repetition, a few points, to see in minutes that everything runs.
+Our usual step and forward pass and, beside them, those of the released code are measured --rounds times in turns, and
+medians are shown; other ways of computing a step are measured once. What is done is written after every model and every
+other part. Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py. --quick: one small system,
+one repetition, a few points, to see in minutes that everything runs.
 """
 
 import argparse
@@ -38,6 +38,7 @@ import torch
 from benchmarks.speed import beside, steps
 from benchmarks.speed.costs import MODELS, default_sizes
 from benchmarks.speed.process import NotMeasuredError, allocator
+from benchmarks.speed.ready import PRECISIONS
 from benchmarks.speed.structures import SIZES
 from benchmarks.speed.tables import as_table
 from benchmarks.speed.timing import (
@@ -50,8 +51,10 @@ from benchmarks.speed.timing import (
     start_up,
 )
 from ocpgem.launch.code_version import code_version
+from ocpgem.models.gemnet.config import GemNetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 PARTS: dict[str, Callable[..., Any]] = {
     "step": steps.of_step,
     "forward": steps.of_forward,
@@ -91,14 +94,17 @@ def main() -> None:
 def measure_the_rest(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     """Everything but steps and forward passes."""
     measure_layers(arguments, result)
+    write(result, arguments.out)
     measure_graphs(arguments, result)
     write(result, arguments.out)
     result["scaling"] = scaling(arguments.device, arguments.repeats, arguments.quick)
+    write(result, arguments.out)
     draw(result["scaling"], arguments.out / "speed_scaling.svg")
     for part, program in (("loader", "loader_throughput"), ("ranks", "scaling")):
         found = attempt(result, part, of_program, program, arguments.quick)
         if found is not None:
             result[part] = found
+            write(result, arguments.out)
     result["start_up"] = start_up(arguments.repeats)
     write(result, arguments.out)
 
@@ -126,18 +132,20 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.models = _names(parser, "--models", arguments.models, tuple(MODELS)) or list(MODELS)
-    usual = "highest" if arguments.device == "cpu" else ",".join(steps.PRECISIONS)
+    usual = "highest" if arguments.device == "cpu" else ",".join(PRECISIONS)
     precisions = arguments.precisions or usual
-    arguments.precisions = _names(parser, "--precisions", precisions, steps.PRECISIONS)
+    arguments.precisions = _names(parser, "--precisions", precisions, PRECISIONS)
     for option in ("repeats", "rounds"):
         if getattr(arguments, option) < 1:
             parser.error(f"--{option}: at least 1")
     if arguments.quick:
-        arguments.sizes, arguments.repeats = "20", 1
+        arguments.sizes, arguments.repeats, arguments.rounds = "20", 1, 1
+    if arguments.models_only and arguments.out == RESULTS:
+        parser.error("--models-only: say with --out where, which leaves the complete record as it is")
     if arguments.sizes is not None:
         arguments.sizes = _sizes(parser, arguments.sizes)
     return arguments
@@ -190,6 +198,8 @@ def measure_model(name: str, arguments: argparse.Namespace, result: dict[str, An
         "checkpointing": arguments.checkpointing,
         "compiled": arguments.compile,
     }
+    if GemNetConfig.model_validate(MODELS[name]).forces == "gradient":
+        asked["compiled"] = False  # torch.compile has no second derivatives
     ways = [way for way, wanted in asked.items() if wanted]
     common = {"model": name, "sizes": sizes, "device": device}
     measure_in_turns(name, sizes, arguments, result)
@@ -210,19 +220,19 @@ def measure_in_turns(
 ) -> None:
     """Our step and forward pass and, if asked for, those of the released code, one after the other, `rounds` times."""
     given = {"model": name, "sizes": sizes, "device": arguments.device, "repeats": arguments.repeats}
-    released = bool(arguments.fairchem) and beside.has_released(name)
     ours, its = [], []
+    measures: dict[str, Callable[[], Any]] = {name: lambda: step_and_forward(**given, way="highest")}
+    if arguments.fairchem and beside.has_released(name):
+        measures[f"{name} (released)"] = lambda: released_steps(name, sizes, arguments)
     for _ in range(arguments.rounds):
-        found = attempt(result, name, step_and_forward, **given, way="highest")
-        if found is not None:
-            ours.append(found)
-            print(f"{name}: step {found['step_s']:.2f} s", flush=True)
-        if released:
-            found = attempt(result, f"{name} (released)", released_steps, name, sizes, arguments)
-            released = found is not None
-        if released:
-            its.append(found)
-            print(f"{name} (released): step {found['float32']['step_s']:.2f} s", flush=True)
+        for label in list(measures):
+            found = attempt(result, label, measures[label])
+            if found is None:
+                del measures[label]
+                continue
+            (ours if label == name else its).append(found)
+            step_s = found.get("float32", found)["step_s"]
+            print(f"{label}: step {step_s:.2f} s", flush=True)
     if ours:
         result["models"][name] = {"highest": medians(ours)}
     if its:
@@ -230,19 +240,18 @@ def measure_in_turns(
 
 
 def step_and_forward(**given: Any) -> dict[str, Any]:
-    """What `steps.of_step` and, for a precision, `steps.of_forward` find."""
+    """What `steps.of_step` and, for ways that an evaluation has as well, `steps.of_forward` find."""
     found: dict[str, Any] = in_own_process("step", **given)
-    return found | in_own_process("forward", **given) if given["way"] in steps.PRECISIONS else found
+    return found | in_own_process("forward", **given) if given["way"] in ("highest", "high") else found
 
 
 def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of what several measurements found: the middle one of each number; what is no number, of the first."""
-    return {
-        key: statistics.median_low([each[key] for each in rounds])
-        if isinstance(value, int | float)
-        else value
-        for key, value in rounds[0].items()
-    }
+    """Of what several measurements found: the median of each number that is not the same in all; else the first."""
+    found = {}
+    for key, first in rounds[0].items():
+        values = [each[key] for each in rounds]
+        found[key] = first if all(value == first for value in values) else statistics.median(values)
+    return found
 
 
 def released_steps(name: str, sizes: tuple[int, ...], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -311,9 +320,8 @@ def released_graphs(model: str, n_systems: int, arguments: argparse.Namespace) -
 
 
 def machine(device: str, fairchem: str | None) -> dict[str, Any]:
-    words = ["PYTHON" if word == fairchem else word for word in sys.argv[1:]]
     return {
-        "command": shlex.join(["python", "benchmarks/run.py", *words]),
+        "command": command(sys.argv[1:], fairchem),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -324,6 +332,17 @@ def machine(device: str, fairchem: str | None) -> dict[str, Any]:
         "torch": torch.__version__,
         **allocator(),
     } | {key: value for key, value in code_version().items() if key != "root"}
+
+
+def command(words: list[str], fairchem: str | None) -> str:
+    """This program with its options, but for where things lie on this machine."""
+    shown = [word if fairchem is None else word.replace(fairchem, "PYTHON") for word in words]
+    if "--out" in shown:
+        place = shown.index("--out")
+        del shown[place : place + 2]
+    return shlex.join(
+        ["python", "benchmarks/run.py", *(word for word in shown if not word.startswith("--out="))]
+    )
 
 
 def draw(scaling: dict[str, list[dict[str, float]]], file: Path) -> None:

@@ -16,15 +16,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from benchmarks.speed.costs import systems_of
-from benchmarks.speed.steps import config_of, potential_of
-from benchmarks.speed.structures import prepared
+from benchmarks.speed.ready import ready
+from benchmarks.speed.structures import SIZES
 from benchmarks.speed.timing import product_rate
-from ocpgem.parallel.device import keep_freed_memory
-from ocpgem.train.loss import GlobalCounts, loss_share
 
 WIDE = 256
 PRODUCTS = ("aten::mm", "aten::addmm_", "aten::addmm", "aten::bmm", "aten::baddbmm_", "aten::baddbmm")
@@ -42,18 +38,7 @@ def kind_of(event: Any) -> tuple[str, float]:
 
 def profiled(model: str) -> dict[str, dict[str, float]]:
     """Seconds and GFLOP of a step by kind, and the seconds of a step without the profiler."""
-    config = config_of(model, "highest")
-    potential = potential_of(model, "cpu")
-    batch, topology = prepared(systems_of(model), config.model.graph_spec)
-    optimizer = torch.optim.AdamW(potential.parameters(), lr=1e-6, fused=True)
-    counts = GlobalCounts(topology.n_systems, topology.n_atoms)
-
-    def step() -> None:
-        predictions = potential(batch, topology)
-        loss_share(predictions, batch, config.loss, potential.normalization, counts).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
+    step = ready(model, SIZES, "cpu").training_step()
     for _ in range(2):
         step()
     started = time.perf_counter()
@@ -78,7 +63,6 @@ def main() -> None:
     )
     parser.add_argument("--models", default="GemNet-dT,GemNet-OC")
     arguments = parser.parse_args()
-    keep_freed_memory()
     words = " ".join(["python", "benchmarks/step_profile.py", *sys.argv[1:]])
     rate = product_rate("cpu") / 1e9
     print(f"`{words}`, load {os.getloadavg()[0]:.1f}, one large product {rate:.0f} GFLOP/s\n")

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.speed.costs import MODELS, systems_of
 from benchmarks.speed.process import NotMeasuredError
-from benchmarks.speed.steps import potential_of
+from benchmarks.speed.ready import potential_of
 from benchmarks.speed.structures import prepared
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.import_weights.export import export_released, family_of

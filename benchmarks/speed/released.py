@@ -93,7 +93,7 @@ def of_step(folder: Path, repeats: int, device: str) -> dict[str, float]:
 
 def of_forward(folder: Path, repeats: int, device: str) -> dict[str, float]:
     """Seconds and bytes of a forward pass, whose outputs go to `output.npz`."""
-    model, batch = released_model(folder).to(device), batch_of(folder).to(device)
+    model, batch = released_model(folder).to(device).eval(), batch_of(folder).to(device)
 
     def forward() -> Any:
         with torch.set_grad_enabled(not model.direct_forces):

@@ -78,7 +78,7 @@ def _facts(result: dict[str, Any]) -> list[str]:
 def _steps(result: dict[str, Any]) -> list[str]:
     labels = {"highest": "", "plain": " (plain chains)"}
     rows = [
-        [name + label, *map(found[way].get, STEP)]
+        [name + label, *map(_with_ratio(found[way]).get, STEP)]
         for name, found in result["models"].items()
         for way, label in labels.items()
         if way in found
@@ -90,6 +90,10 @@ def _steps(result: dict[str, Any]) -> list[str]:
         "weights; of the process: the most memory that it ever held, read after its steps and before anything else."
     )
     return _table("Models", text, ["model", *STEP.values()], rows)
+
+
+def _with_ratio(found: dict[str, Any]) -> dict[str, Any]:
+    return found | {"step_over_floor": _over(found.get("step_s"), found.get("floor_of_step_s"))}
 
 
 def _beside(result: dict[str, Any]) -> list[str]:
@@ -110,9 +114,10 @@ def _beside(result: dict[str, Any]) -> list[str]:
     text = (
         f"Both in float32, with the same weights on the same systems, each in a process of its own. Its: {RELEASED}. "
         "Its / our time above 1: ours is faster; our / its peak below 1: ours needs less memory (of the GPU where "
-        "there is one, else of the process). Its times include search and indices, which our loader's workers do: see "
-        "parts below. Differences of outputs: the largest, relative to the largest value. Of neighbours that are "
-        "equally far, such as an atom's own images in the small cells of --quick, each code may keep another one."
+        "there is one, else of the process). On a CPU with glibc, ours keeps freed memory, as our runs do. Its times "
+        "include search and indices, which our loader's workers do: see parts below. Differences of outputs: the "
+        "largest, relative to the largest value. Of neighbours that are equally far, such as an atom's own images in "
+        "the small cells of --quick, each code may keep another one."
     )
     return _table(f"Beside {RELEASED}", text, columns, rows)
 

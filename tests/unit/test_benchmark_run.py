@@ -1,6 +1,8 @@
 """The speed benchmark runs as documented, on one small system."""
 
+import argparse
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.run import command, machine, measure_in_turns, medians
 from benchmarks.speed.beside import has_released
 from benchmarks.speed.costs import MODELS, default_sizes, operations
 from benchmarks.speed.layers import captured, leaves
-from benchmarks.speed.process import allocator
+from benchmarks.speed.process import NotMeasuredError, allocator
 from benchmarks.speed.steps import counted
+from benchmarks.speed.tables import as_table
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "TUM GemNet-T"
@@ -184,9 +188,61 @@ def test_small_buckets_are_more_messages_and_overlap_sends_them_during_the_backw
     assert all(numbers["products"] > 50 for numbers in each.values())
 
 
+def test_medians_of_rounds() -> None:
+    rounds = [{"step_s": step_s, "atoms": 162, "allocator": "tcmalloc"} for step_s in (5.0, 9.0, 6.0, 7.0)]
+    assert medians(rounds) == {"step_s": 6.5, "atoms": 162, "allocator": "tcmalloc"}
+
+
+def test_both_codes_take_turns_until_one_of_them_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def ours(**given: Any) -> dict[str, Any]:
+        asked.append("ours")
+        return {"step_s": float(len(asked))}
+
+    def its(*given: Any) -> dict[str, Any]:
+        asked.append("its")
+        raise NotMeasuredError("no memory")
+
+    monkeypatch.setattr("benchmarks.run.step_and_forward", ours)
+    monkeypatch.setattr("benchmarks.run.released_steps", its)
+    found: dict[str, Any] = {"failed": {}, "models": {}, "released": {}}
+    given = argparse.Namespace(device="cpu", repeats=1, rounds=3, fairchem="python")
+    measure_in_turns(MODEL, (20,), given, found)
+    assert asked == ["ours", "its", "ours", "ours"]
+    assert found == {
+        "failed": {f"{MODEL} (released)": "no memory"},
+        "models": {MODEL: {"highest": {"step_s": 3.0}}},
+        "released": {},
+    }
+
+
+def test_the_step_over_its_floor_is_the_ratio_of_what_is_shown() -> None:
+    result: dict[str, Any] = {
+        key: {} for key in ("failed", "errors", "released", "layers", "graphs", "start_up")
+    }
+    result |= {
+        "machine": machine("cpu", None),
+        "models": {MODEL: {"highest": {"step_s": 3, "floor_of_step_s": 2.0}}},
+    }
+    table = as_table(result)
+    assert f"| {MODEL} | 3 | 2.00 | 1.50 |" in table
+    assert "## Parts alone" not in table  # of a run with --models-only
+
+
+@pytest.mark.parametrize("words", [["--fairchem", "a b/python"], ["--fairchem=a b/python"], []])
+def test_the_record_names_no_place_on_this_machine(words: list[str]) -> None:
+    given = ["--rounds", "3", *words, "--out", "somewhere", "--device", "cpu"]
+    python = "a b/python" if words else None
+    assert re.fullmatch(
+        r"python benchmarks/run.py --rounds 3( --fairchem[ =]PYTHON)? --device cpu", command(given, python)
+    )
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
+        ("--models-only", "--quick"),
         ("--models", "GemNet-Z"),
         ("--sizes", "5"),
         ("--sizes", "many"),
