@@ -3,9 +3,11 @@
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
 import ctypes
 import resource
@@ -37,6 +39,7 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
         capture_output=True,
         text=True,
         check=True,
+        cwd=ROOT,
         env={"CUDA_VISIBLE_DEVICES": ""},
     )
     handed_back, kept = map(int, done.stdout.split())
