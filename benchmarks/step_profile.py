@@ -2,8 +2,10 @@
 
     python benchmarks/step_profile.py [--models GemNet-dT,GemNet-OC]
 
-One step under torch's profiler after two others, on the systems of benchmarks/run.py. Wide products have 256 or more of
-each of rows, columns and terms of a sum; the floor of a step is all products at the speed of one large product.
+One step under torch's profiler, on the systems of benchmarks/run.py. Wide products have 256 or more of each of rows,
+columns and terms of a sum, and are no batch of matrices; the floor of a step is all products at the speed of one large
+product. What the profiler keeps fragments glibc's heap, so that its steps take longer than others; with tcmalloc
+(LD_PRELOAD) they do not.
 """
 
 import argparse
