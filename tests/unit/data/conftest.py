@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from ocpgem.data.system import System
+from tests.released_records import GENERATIONS, write_shards
+from tests.tiny_runs import random_systems
 
 MakeSystem = Callable[..., System]
 
@@ -33,6 +35,18 @@ def make_system() -> MakeSystem:
         return System(**(values | fields))  # type: ignore[arg-type]
 
     return build
+
+
+@pytest.fixture(scope="module")
+def released_systems() -> list[System]:
+    """What the shards of `released_folder` hold."""
+    return list(random_systems(7))
+
+
+@pytest.fixture(params=GENERATIONS)
+def released_folder(request: pytest.FixtureRequest, released_systems: list[System], tmp_path: Path) -> Path:
+    """Two released LMDBs of 4 and 3 records, of each generation."""
+    return write_shards(tmp_path / "s2ef", released_systems, request.param)
 
 
 @pytest.fixture

@@ -10,94 +10,89 @@ from ocpgem.data.lmdb_store import LmdbDataset
 from ocpgem.data.screening import Limits
 from ocpgem.errors import DataError
 from tests.released_records import (
-    GENERATIONS,
     assert_same,
     is2re_fields,
     record_of,
     s2ef_fields,
     sids,
     write_lmdb,
-    write_shards,
 )
 from tests.tiny_runs import random_systems
 from tests.unit.data.test_safe_pickle import hostile
 
 
-@pytest.fixture(scope="module")
-def systems():
-    return list(random_systems(7))
-
-
-@pytest.fixture(params=GENERATIONS)
-def folder(request, systems, tmp_path):
-    """Two shards of 4 and 3 records."""
-    return write_shards(tmp_path / "s2ef", systems, request.param)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_folder_converts_to_ours(folder, systems, tmp_path, workers):
-    (folder / "data_log.0000.txt").touch()
-    (folder / "metadata.npz").touch()
+def test_a_folder_converts_to_ours(released_folder, released_systems, tmp_path, workers):
+    (released_folder / "data_log.0000.txt").touch()
+    (released_folder / "metadata.npz").touch()
     said: list[str] = []
-    done = convert_files([folder], tmp_path / "own", workers=workers, say=said.append)
+    done = convert_files([released_folder], tmp_path / "own", workers=workers, say=said.append)
     converted = LmdbDataset(tmp_path / "own")
     assert done.numbering == "numbered as in the files"
     assert len(converted) == 7
-    for index, expected in enumerate(systems):
+    for index, expected in enumerate(released_systems):
         assert_same(converted[index], expected)
     assert any("energies in eV" in sentence for sentence in said)
     assert any("2 other files" in sentence for sentence in said)
 
 
-def test_is2re_converts_with_its_relaxed_labels(tmp_path, systems):
-    path = write_lmdb(tmp_path / "x.lmdb", [record_of(is2re_fields(system)) for system in systems])
+def test_is2re_converts_with_its_relaxed_labels(tmp_path, released_systems):
+    path = write_lmdb(tmp_path / "x.lmdb", [record_of(is2re_fields(system)) for system in released_systems])
     options = Options(limits=Limits(require="energy"))
     convert_files([path], tmp_path / "own", options, workers=1)
     converted = LmdbDataset(tmp_path / "own")
-    assert [converted[i].energy_relaxed for i in range(7)] == [system.energy - 1.5 for system in systems]
-    assert [(converted[i].sid, converted[i].fid) for i in range(7)] == [(system.sid, 0) for system in systems]
+    assert [converted[i].energy_relaxed for i in range(7)] == [
+        system.energy - 1.5 for system in released_systems
+    ]
+    assert [(converted[i].sid, converted[i].fid) for i in range(7)] == [
+        (system.sid, 0) for system in released_systems
+    ]
 
 
-def test_a_pickled_list_converts(tmp_path, systems):
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps([Data(**s2ef_fields(system)) for system in systems]))
+def test_a_pickled_list_converts(tmp_path, released_systems):
+    (tmp_path / "x.pkl").write_bytes(
+        pickle.dumps([Data(**s2ef_fields(system)) for system in released_systems])
+    )
     convert_files([tmp_path / "x.pkl"], tmp_path / "own", workers=1)
-    assert sids(LmdbDataset(tmp_path / "own")) == [system.sid for system in systems]
+    assert sids(LmdbDataset(tmp_path / "own")) == [system.sid for system in released_systems]
 
 
-def test_a_hostile_record_stops_the_conversion_and_leaves_nothing(folder, tmp_path):
+def test_a_hostile_record_stops_the_conversion_and_leaves_nothing(released_folder, tmp_path):
     witness = tmp_path / "witness"
     fields = s2ef_fields(next(iter(random_systems(1)))) | {"x": hostile(witness)["os.system"]}
-    write_lmdb(folder / "data.0002.lmdb", [record_of(fields)], 1)
+    write_lmdb(released_folder / "data.0002.lmdb", [record_of(fields)], 1)
     with pytest.raises(DataError, match=r"data.0002.lmdb, record 0 is refused and nothing in it was run"):
-        convert_files([folder], tmp_path / "own", workers=1)
+        convert_files([released_folder], tmp_path / "own", workers=1)
     assert not witness.exists()
     assert not list((tmp_path / "own").glob("*.lmdb"))
 
 
-def test_a_refused_record_can_be_skipped_and_those_after_it_are_kept(tmp_path, systems):
+def test_a_refused_record_can_be_skipped_and_those_after_it_are_kept(tmp_path, released_systems):
     witness = tmp_path / "witness"
-    records = [record_of(s2ef_fields(system)) for system in systems]
-    records[1] = record_of(s2ef_fields(systems[1]) | {"note": hostile(witness)["os.system"]})
+    records = [record_of(s2ef_fields(system)) for system in released_systems]
+    records[1] = record_of(s2ef_fields(released_systems[1]) | {"note": hostile(witness)["os.system"]})
     records[4] = records[4][:-30]
     source = write_lmdb(tmp_path / "x.lmdb", records)
     with pytest.raises(DataError, match=r"record 1 is refused.*; --skip-unreadable leaves out"):
         convert_files([source], tmp_path / "own", workers=1)
     done = convert_files([source], tmp_path / "own", Options(skip_unreadable=True), workers=1)
     assert sids(LmdbDataset(tmp_path / "own")) == [
-        system.sid for i, system in enumerate(systems) if i not in (1, 4)
+        system.sid for i, system in enumerate(released_systems) if i not in (1, 4)
     ]
     assert done.report.left_out.entries["damaged or refused"][0] == 2
     assert "x.lmdb, record 1 is refused" in str(done)
     assert not witness.exists()
 
 
-def test_a_conversion_without_labels_says_which_option_keeps_them(tmp_path, systems):
-    is2re = write_lmdb(tmp_path / "is2re.lmdb", [record_of(is2re_fields(system)) for system in systems])
+def test_a_conversion_without_labels_says_which_option_keeps_them(tmp_path, released_systems):
+    is2re = write_lmdb(
+        tmp_path / "is2re.lmdb", [record_of(is2re_fields(system)) for system in released_systems]
+    )
     with pytest.raises(
         DataError, match=r"nothing can be converted;.*--require energy keeps records without forces"
     ):
         convert_files([is2re], tmp_path / "own", workers=1)
-    fields = s2ef_fields(systems[0])
+    fields = s2ef_fields(released_systems[0])
     bare = write_lmdb(
         tmp_path / "test.lmdb", [record_of({k: v for k, v in fields.items() if k not in ("y", "force")})]
     )
@@ -105,9 +100,10 @@ def test_a_conversion_without_labels_says_which_option_keeps_them(tmp_path, syst
         convert_files([bare], tmp_path / "own", workers=1)
 
 
-def test_a_record_without_positions_is_left_out_and_counted(tmp_path, systems):
+def test_a_record_without_positions_is_left_out_and_counted(tmp_path, released_systems):
     records = [
-        record_of(s2ef_fields(system) | ({"pos": None} if system.sid == 2 else {})) for system in systems
+        record_of(s2ef_fields(system) | ({"pos": None} if system.sid == 2 else {}))
+        for system in released_systems
     ]
     done = convert_files([write_lmdb(tmp_path / "x.lmdb", records)], tmp_path / "own", workers=1)
     assert (done.report.n_read, done.report.left_out.total) == (7, 1)

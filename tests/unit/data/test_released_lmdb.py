@@ -24,21 +24,9 @@ from tests.released_records import (
     s2ef_fields,
     sids,
     write_lmdb,
-    write_shards,
 )
 from tests.tiny_runs import random_systems
 from tests.unit.data.test_safe_pickle import KINDS, hostile
-
-
-@pytest.fixture(scope="module")
-def systems():
-    return list(random_systems(7))
-
-
-@pytest.fixture(params=GENERATIONS)
-def folder(request, systems, tmp_path):
-    """Two shards of 4 and 3 records."""
-    return write_shards(tmp_path / "s2ef", systems, request.param)
 
 
 def one(path, fields, **others):
@@ -49,15 +37,15 @@ def one(path, fields, **others):
 # Reading
 
 
-def test_a_folder_of_shards_reads_in_order(folder, systems):
-    dataset = open_dataset(folder)
+def test_a_folder_of_shards_reads_in_order(released_folder, released_systems):
+    dataset = open_dataset(released_folder)
     assert isinstance(dataset, ReleasedLmdb)
     assert len(dataset) == 7
-    for number, expected in enumerate(systems):
+    for number, expected in enumerate(released_systems):
         found = dataset[number]
         found.validate()
         assert_same(found, expected)
-    assert dataset[-1].source == f"{folder / 'data.0001.lmdb'}, record 2"
+    assert dataset[-1].source == f"{released_folder / 'data.0001.lmdb'}, record 2"
     assert dataset[0].energy_relaxed is None
     assert dataset[0].pos_relaxed is None
     with pytest.raises(IndexError):
@@ -65,42 +53,42 @@ def test_a_folder_of_shards_reads_in_order(folder, systems):
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_an_is2re_file_without_a_length_key_reads(tmp_path, systems, generation):
-    fields = [is2re_fields(system) for system in systems]
+def test_an_is2re_file_without_a_length_key_reads(tmp_path, released_systems, generation):
+    fields = [is2re_fields(system) for system in released_systems]
     dataset = open_dataset(write_lmdb(tmp_path / "x.lmdb", [record_of(f, generation) for f in fields]))
     assert len(dataset) == 7
-    for found, expected in zip((dataset[i] for i in range(7)), systems, strict=True):
+    for found, expected in zip((dataset[i] for i in range(7)), released_systems, strict=True):
         assert found.energy == expected.energy
         assert found.energy_relaxed == expected.energy - 1.5
         assert np.array_equal(found.pos_relaxed, expected.pos + np.float32(0.1))
         assert (found.forces, found.sid, found.fid) == (None, expected.sid, 0)
 
 
-def test_the_side_table_is_that_of_the_converted_records(folder, systems, tmp_path):
-    write_dataset(tmp_path / "own", systems)
-    dataset = ReleasedLmdb(folder)
+def test_the_side_table_is_that_of_the_converted_records(released_folder, released_systems, tmp_path):
+    write_dataset(tmp_path / "own", released_systems)
+    dataset = ReleasedLmdb(released_folder)
     assert np.array_equal(dataset.sizes, LmdbDataset(tmp_path / "own").sizes)
     assert dataset.sizes is dataset.sizes
 
 
-def test_a_large_file_says_that_it_counts_edges(folder, monkeypatch, capsys, caplog):
+def test_a_large_file_says_that_it_counts_edges(released_folder, monkeypatch, capsys, caplog):
     monkeypatch.setattr("ocpgem.data.released_lmdb.SIZED_SILENTLY", 3)
-    assert len(ReleasedLmdb(folder).sizes) == 7
+    assert len(ReleasedLmdb(released_folder).sizes) == 7
     assert "counting edges of s2ef" in capsys.readouterr().out
     assert "the edges of all its 7 records are counted now" in caplog.text
     assert "data convert stores them once" in caplog.text
 
 
-def test_a_limit_takes_the_first_records(folder, systems):
-    limited = open_dataset(folder, limit=2)
-    assert [limited[i].sid for i in range(len(limited))] == [system.sid for system in systems[:2]]
+def test_a_limit_takes_the_first_records(released_folder, released_systems):
+    limited = open_dataset(released_folder, limit=2)
+    assert [limited[i].sid for i in range(len(limited))] == [system.sid for system in released_systems[:2]]
 
 
-def test_shards_are_ordered_by_their_numbers(tmp_path, systems):
+def test_shards_are_ordered_by_their_numbers(tmp_path, released_systems):
     for number in (10, 2, 1):
-        record = record_of(s2ef_fields(systems[0]) | {"sid": number})
+        record = record_of(s2ef_fields(released_systems[0]) | {"sid": number})
         write_lmdb(tmp_path / f"data.{number}.lmdb", [record], 1)
-    write_lmdb(tmp_path / "data.lmdb", [record_of(s2ef_fields(systems[0]) | {"sid": 0})], 1)
+    write_lmdb(tmp_path / "data.lmdb", [record_of(s2ef_fields(released_systems[0]) | {"sid": 0})], 1)
     dataset = ReleasedLmdb(tmp_path)
     assert [dataset[i].sid for i in range(4)] == [0, 1, 2, 10]
 
@@ -141,14 +129,16 @@ def test_fields_are_taken_as_released_and_third_party_files_have_them(kind, tmp_
     assert np.array_equal(found, expected)
 
 
-def test_labels_that_are_absent_are_none(tmp_path, systems):
-    fields = {key: value for key, value in s2ef_fields(systems[0]).items() if key not in ("y", "force")}
+def test_labels_that_are_absent_are_none(tmp_path, released_systems):
+    fields = {
+        key: value for key, value in s2ef_fields(released_systems[0]).items() if key not in ("y", "force")
+    }
     system = one(tmp_path, fields)[0]
     assert (system.energy, system.forces, system.energy_relaxed) == (None, None, None)
 
 
-def test_the_arrays_of_a_system_do_not_keep_the_record(folder):
-    system = ReleasedLmdb(folder)[0]
+def test_the_arrays_of_a_system_do_not_keep_the_record(released_folder):
+    system = ReleasedLmdb(released_folder)[0]
     for array in (system.pos, system.cell, system.forces, system.tags, system.fixed, system.atomic_numbers):
         assert array.base is None or array.base.nbytes == array.nbytes
 
@@ -174,17 +164,20 @@ def test_the_arrays_of_a_system_do_not_keep_the_record(folder):
         ({"atomic_numbers": torch.zeros(0), "natoms": 0}, "has no atoms"),
     ],
 )
-def test_a_field_that_cannot_be_used_is_named_with_its_record(tmp_path, systems, changes, message):
-    dataset = one(tmp_path, s2ef_fields(systems[0]) | changes)
+def test_a_field_that_cannot_be_used_is_named_with_its_record(tmp_path, released_systems, changes, message):
+    dataset = one(tmp_path, s2ef_fields(released_systems[0]) | changes)
     with pytest.raises(DataError, match=rf"x\.lmdb, record 0\W.*{message}|x\.lmdb, record 0 {message}"):
         dataset[0]
 
 
-def test_a_record_without_neighbours_in_reach_is_named_by_the_side_table(tmp_path, systems):
-    dataset = one(tmp_path, s2ef_fields(systems[0]) | {"cell": torch.zeros(1, 3, 3)})
+def test_a_record_without_neighbours_in_reach_is_named_by_the_side_table(tmp_path, released_systems):
+    dataset = one(tmp_path, s2ef_fields(released_systems[0]) | {"cell": torch.zeros(1, 3, 3)})
     with pytest.raises(DataError, match=r"x\.lmdb, record 0\): the cell has no volume"):
         _ = dataset.sizes
-    far = one(tmp_path / "far", s2ef_fields(systems[0]) | {"pos": torch.full((systems[0].n_atoms, 3), 1e30)})
+    far = one(
+        tmp_path / "far",
+        s2ef_fields(released_systems[0]) | {"pos": torch.full((released_systems[0].n_atoms, 3), 1e30)},
+    )
     with pytest.raises(DataError, match=r"x\.lmdb, record 0"):
         _ = far.sizes
 
@@ -192,11 +185,11 @@ def test_a_record_without_neighbours_in_reach_is_named_by_the_side_table(tmp_pat
 # What is not a released LMDB, or not a whole one
 
 
-def test_ours_and_released_ones_are_told_apart(folder, systems, tmp_path):
-    write_dataset(tmp_path / "own", systems)
+def test_ours_and_released_ones_are_told_apart(released_folder, released_systems, tmp_path):
+    write_dataset(tmp_path / "own", released_systems)
     assert isinstance(open_dataset(tmp_path / "own"), LmdbDataset)
     assert isinstance(open_dataset(tmp_path / "own/data.0000.lmdb"), LmdbDataset)
-    assert isinstance(open_dataset(folder / "data.0000.lmdb"), ReleasedLmdb)
+    assert isinstance(open_dataset(released_folder / "data.0000.lmdb"), ReleasedLmdb)
     (tmp_path / "own/metadata.json").unlink()
     with pytest.raises(DataError, match=r"metadata.json is missing: .* not finished"):
         open_dataset(tmp_path / "own")
@@ -221,8 +214,8 @@ def test_an_lmdb_without_records_is_told(tmp_path):
             open_dataset(write_lmdb(tmp_path / name, [], length, other=b"x"))
 
 
-def test_a_length_that_does_not_fit_is_told(tmp_path, systems):
-    records = [record_of(s2ef_fields(system)) for system in systems[:3]]
+def test_a_length_that_does_not_fit_is_told(tmp_path, released_systems):
+    records = [record_of(s2ef_fields(system)) for system in released_systems[:3]]
     with pytest.raises(DataError, match=r"says that it has 2 records but also holds record 2"):
         open_dataset(write_lmdb(tmp_path / "few.lmdb", records, 2))
     many = open_dataset(write_lmdb(tmp_path / "many.lmdb", records, 5))
@@ -233,14 +226,16 @@ def test_a_length_that_does_not_fit_is_told(tmp_path, systems):
             open_dataset(write_lmdb(tmp_path / f"{name}.lmdb", records, length))
 
 
-def test_gaps_in_the_keys_of_a_file_without_a_length_are_passed_over(tmp_path, systems):
-    path = write_lmdb(tmp_path / "x.lmdb", [record_of(s2ef_fields(system)) for system in systems[:4]])
+def test_gaps_in_the_keys_of_a_file_without_a_length_are_passed_over(tmp_path, released_systems):
+    path = write_lmdb(
+        tmp_path / "x.lmdb", [record_of(s2ef_fields(system)) for system in released_systems[:4]]
+    )
     with lmdb.open(str(path), subdir=False, lock=False) as environment, environment.begin(write=True) as edit:
         edit.delete(b"0")
         edit.delete(b"2")
         edit.put(b"02", b"not a record")
     dataset = open_dataset(path)
-    assert [dataset[i].sid for i in range(len(dataset))] == [systems[1].sid, systems[3].sid]
+    assert [dataset[i].sid for i in range(len(dataset))] == [released_systems[1].sid, released_systems[3].sid]
     assert dataset[1].source.endswith("record 3")
 
 
@@ -251,18 +246,20 @@ def test_a_record_that_is_no_object_of_pyg_is_named(tmp_path):
             open_dataset(path)[0]
 
 
-def test_a_truncated_file_is_named_before_it_is_read(folder):
-    shard = folder / "data.0001.lmdb"
+def test_a_truncated_file_is_named_before_it_is_read(released_folder):
+    shard = released_folder / "data.0001.lmdb"
     shard.write_bytes(shard.read_bytes()[:8192])
     with pytest.raises(DataError, match=r"data.0001.lmdb is truncated"):
-        open_dataset(folder)
+        open_dataset(released_folder)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_hostile_record_is_refused_by_its_name_and_the_others_are_read(kind, generation, tmp_path, systems):
+def test_a_hostile_record_is_refused_by_its_name_and_the_others_are_read(
+    kind, generation, tmp_path, released_systems
+):
     witness = tmp_path / "witness"
-    fields = [s2ef_fields(system) for system in systems[:3]]
+    fields = [s2ef_fields(system) for system in released_systems[:3]]
     fields[1]["note"] = hostile(witness)[kind]
     path = write_lmdb(tmp_path / "x.lmdb", [record_of(f, generation) for f in fields], 3)
     dataset = open_dataset(path)
@@ -270,14 +267,14 @@ def test_a_hostile_record_is_refused_by_its_name_and_the_others_are_read(kind, g
         DataError, match=r"x\.lmdb, record 1 (is refused and nothing in it was run|cannot be read)"
     ):
         dataset[1]
-    assert [dataset[i].sid for i in (0, 2)] == [systems[0].sid, systems[2].sid]
+    assert [dataset[i].sid for i in (0, 2)] == [released_systems[0].sid, released_systems[2].sid]
     assert not witness.exists()
 
 
-def test_a_hostile_length_is_refused(tmp_path, systems):
+def test_a_hostile_length_is_refused(tmp_path, released_systems):
     path = write_lmdb(
         tmp_path / "x.lmdb",
-        [record_of(s2ef_fields(systems[0]))],
+        [record_of(s2ef_fields(released_systems[0]))],
         length=hostile(tmp_path / "witness")["eval"],
     )
     with pytest.raises(DataError, match=r"x.lmdb, key length is refused .* builtins.eval|__builtin__.eval"):
@@ -293,35 +290,35 @@ def _sid(system):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_read_what_the_main_process_has_open(folder, method, systems):
-    dataset = ReleasedLmdb(folder)
-    assert sids(dataset) == [system.sid for system in systems]
+def test_workers_read_what_the_main_process_has_open(released_folder, method, released_systems):
+    dataset = ReleasedLmdb(released_folder)
+    assert sids(dataset) == [system.sid for system in released_systems]
     with multiprocessing.get_context(method).Pool(2) as pool:
         for found in pool.map(operator.itemgetter(5), [dataset] * 3):
-            assert_same(found, systems[5])
-    assert sids(dataset) == [system.sid for system in systems]
+            assert_same(found, released_systems[5])
+    assert sids(dataset) == [system.sid for system in released_systems]
 
 
 @pytest.mark.usefixtures("sigchld_as_before")
-def test_forked_torch_workers_read_an_open_file(folder, systems):
-    dataset = ReleasedLmdb(folder)
+def test_forked_torch_workers_read_an_open_file(released_folder, released_systems):
+    dataset = ReleasedLmdb(released_folder)
     first = dataset[0].sid
     loader = DataLoader(
         dataset, batch_size=None, collate_fn=_sid, num_workers=2, multiprocessing_context="fork"
     )
-    assert list(loader) == [system.sid for system in systems]
+    assert list(loader) == [system.sid for system in released_systems]
     assert dataset[0].sid == first
 
 
-def test_two_data_sets_and_a_refusal_share_one_file(folder):
-    first, second = open_dataset(folder), open_dataset(folder)
+def test_two_data_sets_and_a_refusal_share_one_file(released_folder):
+    first, second = open_dataset(released_folder), open_dataset(released_folder)
     with pytest.raises(DataError, match="another kind"):
-        LmdbDataset(folder)
-    assert sids(first) == sids(second) == sids(open_dataset(folder))
+        LmdbDataset(released_folder)
+    assert sids(first) == sids(second) == sids(open_dataset(released_folder))
 
 
-def test_a_pickled_data_set_carries_no_records(folder):
-    dataset = ReleasedLmdb(folder)
+def test_a_pickled_data_set_carries_no_records(released_folder):
+    dataset = ReleasedLmdb(released_folder)
     dataset[0], dataset.n_atoms
     assert len(pickle.dumps(dataset)) < 2000
 
@@ -330,15 +327,15 @@ def test_a_pickled_data_set_carries_no_records(folder):
 
 
 @pytest.mark.parametrize("name", ["x.pkl", "x.pt"])
-def test_a_pickled_list_opens_in_memory(tmp_path, systems, name):
-    objects = [Data(**s2ef_fields(system)) for system in systems]
+def test_a_pickled_list_opens_in_memory(tmp_path, released_systems, name):
+    objects = [Data(**s2ef_fields(system)) for system in released_systems]
     if name == "x.pt":
         torch.save(objects, tmp_path / name)
     else:
         (tmp_path / name).write_bytes(pickle.dumps(objects))
     dataset = open_dataset(tmp_path / name)
     assert isinstance(dataset, InMemoryDataset)
-    for number, expected in enumerate(systems):
+    for number, expected in enumerate(released_systems):
         assert_same(dataset[number], expected)
     assert dataset[3].source == f"{tmp_path / name}, record 3"
     assert len(open_dataset(tmp_path / name, limit=2)) == 2
@@ -355,9 +352,9 @@ def test_a_long_list_of_the_smallest_systems_opens(tmp_path):
     assert len(open_dataset(tmp_path / "x.pt")) == 500
 
 
-def test_a_single_pickled_object_opens(tmp_path, systems):
-    (tmp_path / "x.pkl").write_bytes(record_of(s2ef_fields(systems[0])))
-    assert_same(open_dataset(tmp_path / "x.pkl")[0], systems[0])
+def test_a_single_pickled_object_opens(tmp_path, released_systems):
+    (tmp_path / "x.pkl").write_bytes(record_of(s2ef_fields(released_systems[0])))
+    assert_same(open_dataset(tmp_path / "x.pkl")[0], released_systems[0])
 
 
 def test_a_list_that_repeats_its_positions_is_refused(tmp_path):
