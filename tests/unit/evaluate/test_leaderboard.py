@@ -317,6 +317,18 @@ def test_faults_stop_a_build_and_are_printed_by_a_check(
     assert "has 4 faults" in shown.err
 
 
+def test_a_damaged_record_of_where_predictions_come_from_stops_a_build(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, out = write_files(tmp_path, "s2ef"), tmp_path / "s.npz"
+    with np.load(files["ood_both"]) as file:
+        content = dict(file)
+    np.savez(files["ood_both"], **(content | {"provenance": np.array("{")}))
+    assert main(["leaderboard", "build", *words(files), "--out", str(out)]) == 1
+    assert f"{files['ood_both']} cannot be read as a prediction file" in capsys.readouterr().err
+    assert not list(tmp_path.glob("s.*"))
+
+
 def test_a_file_without_forces_is_no_s2ef_prediction(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no forces, which s2ef needs"):
         build_submission(write_files(tmp_path, "is2re"), Format("s2ef"))
