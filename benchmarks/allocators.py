@@ -12,6 +12,10 @@ import time
 from pathlib import Path
 from statistics import median
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.speed.process import peaks, shown_command
+
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 PRELOADED = {
@@ -44,7 +48,7 @@ def main() -> None:
         for name, library in PRELOADED.items()
         if (LIBRARIES / library).exists()
     }
-    print(f"`python {' '.join(sys.argv)}`, load {os.getloadavg()[0]:.1f}\n")
+    print(f"`{shown_command(sys.argv)}`, load {os.getloadavg()[0]:.1f}\n")
     print("| model | allocator | step s | page faults a step | peak GB, process |\n|---|---|---|---|---|")
     for model in arguments.models.split(","):
         for way, (options, variables) in ways.items():
@@ -66,7 +70,6 @@ def measured(model: str, repeats: int, hand_back: bool) -> dict[str, float]:
     """The median step of one model, with the allocator that this process has."""
     import resource
 
-    from benchmarks.speed.process import peaks
     from benchmarks.speed.ready import ready
     from benchmarks.speed.structures import SIZES
 
@@ -82,5 +85,4 @@ def measured(model: str, repeats: int, hand_back: bool) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()

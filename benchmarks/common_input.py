@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from benchmarks.speed.process import wait_for_gpu
+from benchmarks.speed.process import shown_command, wait_for_gpu
 from benchmarks.speed.timing import product_rate
 from ocpgem.parallel.device import keep_freed_memory
 
@@ -100,9 +100,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device == "cpu":
         keep_freed_memory()
-    name = Path(__file__).name
-    words = " ".join(["python", f"benchmarks/{name}", *sys.argv[1:]])
-    print(f"`{words}`, device {arguments.device}, load {os.getloadavg()[0]:.1f}; milliseconds\n")
+    print(
+        f"`{shown_command(sys.argv)}`, device {arguments.device}, load {os.getloadavg()[0]:.1f}; milliseconds\n"
+    )
     print(f"| layers | {' | '.join(WAYS)} | products alone |\n|---|---|---|---|---|")
     for n_layers in (2, 4):
         found = measured(arguments.edges, n_layers, arguments.device, arguments.repeats)

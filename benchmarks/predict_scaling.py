@@ -29,6 +29,7 @@ from benchmarks.balance import N_SYSTEMS, oc20_sizes, over_mean, planned_shares
 from benchmarks.graph_parallel import slab
 from benchmarks.scaling import n_parameters
 from benchmarks.scaling_table import MODELS
+from benchmarks.speed.process import shown_command
 from ocpgem.config import load_config
 from ocpgem.data.cost import STORED_EDGES, Batching, Budget
 from ocpgem.data.dataset import InMemoryDataset
@@ -107,14 +108,13 @@ def main() -> None:
             parser.error("--step-seconds belongs to one model; name it with --model")
         if not arguments.step_seconds > 0:
             parser.error(f"--step-seconds: {arguments.step_seconds} is not positive")
-    words = " ".join(sys.argv[1:])
     measured = (
         "measured and given" if arguments.step_seconds else "NOT measured: computed from counted operations"
     )
     lines = [
         "# A training step on 8 to 512 GPUs, predicted",
         "",
-        f"`python benchmarks/predict_scaling.py{words}`; {arguments.gpu}; the step of one GPU is {measured}.",
+        f"`{shown_command(sys.argv)}`; {arguments.gpu}; the step of one GPU is {measured}.",
         "",
         "| model | GPUs | systems per GPU | gradients, MB | step of one GPU, s | slowest above the mean | "
         "exchange, ms | step, s | efficiency | with overlap, 16 buckets | between nodes 10 times slower |",

@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -37,7 +36,7 @@ import torch
 
 from benchmarks.speed import beside, steps
 from benchmarks.speed.costs import MODELS, default_sizes
-from benchmarks.speed.process import NotMeasuredError, allocator
+from benchmarks.speed.process import NotMeasuredError, allocator, shown_command
 from benchmarks.speed.ready import PRECISIONS
 from benchmarks.speed.structures import SIZES
 from benchmarks.speed.tables import as_table
@@ -220,19 +219,20 @@ def measure_in_turns(
 ) -> None:
     """Our step and forward pass and, if asked for, those of the released code, one after the other, `rounds` times."""
     given = {"model": name, "sizes": sizes, "device": arguments.device, "repeats": arguments.repeats}
-    ours, its = [], []
     measures: dict[str, Callable[[], Any]] = {name: lambda: step_and_forward(**given, way="highest")}
     if arguments.fairchem and beside.has_released(name):
         measures[f"{name} (released)"] = lambda: released_steps(name, sizes, arguments)
+    rounds: dict[str, list[dict[str, Any]]] = {label: [] for label in measures}
     for _ in range(arguments.rounds):
         for label in list(measures):
             found = attempt(result, label, measures[label])
             if found is None:
                 del measures[label]
                 continue
-            (ours if label == name else its).append(found)
+            rounds[label].append(found)
             step_s = found.get("float32", found)["step_s"]
             print(f"{label}: step {step_s:.2f} s", flush=True)
+    ours, its = rounds[name], rounds.get(f"{name} (released)", [])
     if ours:
         result["models"][name] = {"highest": medians(ours)}
     if its:
@@ -321,7 +321,7 @@ def released_graphs(model: str, n_systems: int, arguments: argparse.Namespace) -
 
 def machine(device: str, fairchem: str | None) -> dict[str, Any]:
     return {
-        "command": command(sys.argv[1:], fairchem),
+        "command": shown_command(sys.argv, fairchem),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -332,17 +332,6 @@ def machine(device: str, fairchem: str | None) -> dict[str, Any]:
         "torch": torch.__version__,
         **allocator(),
     } | {key: value for key, value in code_version().items() if key != "root"}
-
-
-def command(words: list[str], fairchem: str | None) -> str:
-    """This program with its options, but for where things lie on this machine."""
-    shown = [word if fairchem is None else word.replace(fairchem, "PYTHON") for word in words]
-    if "--out" in shown:
-        place = shown.index("--out")
-        del shown[place : place + 2]
-    return shlex.join(
-        ["python", "benchmarks/run.py", *(word for word in shown if not word.startswith("--out="))]
-    )
 
 
 def draw(scaling: dict[str, list[dict[str, float]]], file: Path) -> None:

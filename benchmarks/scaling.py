@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.distributed as dist
 
+from benchmarks.speed.process import shown_command
 from benchmarks.speed.structures import slab
 from benchmarks.speed.traffic import CountedTraffic, StepTraffic
 from ocpgem.data.lmdb_store import write_dataset
@@ -277,8 +278,7 @@ def main() -> None:
     n_steps = 4 if arguments.quick else arguments.steps
     if n_steps < WARM_UP + 2:
         parser.error(f"--steps: at least {WARM_UP + 2}, of which the first {WARM_UP + 1} do not count")
-    load, words = os.getloadavg()[0], " ".join(sys.argv[1:])
-    command = f"python benchmarks/scaling.py {words}".rstrip()
+    load, command = os.getloadavg()[0], shown_command(sys.argv)
     result = with_machine(measure(n_steps, arguments.quick), command, load)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "scaling.json").write_text(json.dumps(result, indent=2) + "\n")

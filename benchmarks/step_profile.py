@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from benchmarks.speed.process import shown_command
 from benchmarks.speed.ready import ready
 from benchmarks.speed.structures import SIZES
 from benchmarks.speed.timing import product_rate
@@ -65,9 +66,10 @@ def main() -> None:
     )
     parser.add_argument("--models", default="GemNet-dT,GemNet-OC")
     arguments = parser.parse_args()
-    words = " ".join(["python", "benchmarks/step_profile.py", *sys.argv[1:]])
     rate = product_rate("cpu") / 1e9
-    print(f"`{words}`, load {os.getloadavg()[0]:.1f}, one large product {rate:.0f} GFLOP/s\n")
+    print(
+        f"`{shown_command(sys.argv)}`, load {os.getloadavg()[0]:.1f}, one large product {rate:.0f} GFLOP/s\n"
+    )
     print("| model | what | s | GFLOP | GFLOP/s |\n|---|---|---|---|---|")
     for model in arguments.models.split(","):
         for kind, row in sorted(profiled(model).items(), key=lambda item: -item[1]["seconds"]):

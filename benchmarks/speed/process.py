@@ -1,9 +1,10 @@
 """Time, memory and allocator of a process. Imports nothing of ocpgem: the released code is measured with it, too."""
 
 import os
+import shlex
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -42,6 +43,19 @@ def peaks(device: str) -> dict[str, float]:
     if device != "cpu":
         found["peak_device_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return found
+
+
+def shown_command(words: Sequence[str], fairchem: str | None = None) -> str:
+    """How a benchmark was started, from `sys.argv`, but for where things lie on this machine.
+
+    fairchem: the Python that has the released code, if it was given one.
+    """
+    program, *shown = [word if fairchem is None else word.replace(fairchem, "PYTHON") for word in words]
+    if "--out" in shown:
+        place = shown.index("--out")
+        del shown[place : place + 2]
+    own = (word for word in shown if not word.startswith("--out="))
+    return shlex.join(["python", f"benchmarks/{Path(program).name}", *own])
 
 
 def allocator() -> dict[str, str]:

@@ -23,9 +23,9 @@ def of_step(model: str, sizes: list[int], device: str, repeats: int, way: str) -
     own = ready(model, tuple(sizes), device, way)
     found = {"atoms": own.topology.n_atoms, "edges": own.topology.main.n_edges}
     found |= {"step_s": seconds(own.training_step(), repeats), **peaks(device)}
-    return (
-        found | counted(model, sizes, device, way) if way in ("highest", "plain", "checkpointing") else found
-    )
+    if way in ("highest", "plain", "checkpointing"):
+        found |= counted(model, sizes, device, way)
+    return found
 
 
 def of_forward(model: str, sizes: list[int], device: str, repeats: int, way: str) -> dict[str, float]:

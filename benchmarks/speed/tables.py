@@ -6,10 +6,10 @@ from typing import Any
 RELEASED = "fairchem-core 1.10.0"
 STEP = {
     "atoms": "atoms", "edges": "edges", "forward_s": "forward s", "floor_of_forward_s": "floor s of forward",
-    "step_s": "step s",
-    "floor_of_step_s": "floor s of step", "step_over_floor": "step / floor", "kept_gb": "kept GB",
-    "peak_counted_gb": "peak GB, counted", "peak_process_gb": "peak GB, process", "peak_device_gb": "peak GB, GPU",
-    "kernels_forward": "kernels forward", "kernels_backward": "kernels backward", "waits": "waits",
+    "step_s": "step s", "floor_of_step_s": "floor s of step", "step_over_floor": "step / floor",
+    "kept_gb": "kept GB", "peak_counted_gb": "peak GB, counted", "peak_process_gb": "peak GB, process",
+    "peak_device_gb": "peak GB, GPU", "kernels_forward": "kernels forward", "kernels_backward": "kernels backward",
+    "waits": "waits",
 }  # fmt: skip
 
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.run import command, machine, measure_in_turns, medians
+from benchmarks.run import machine, measure_in_turns, medians
 from benchmarks.speed.beside import has_released
 from benchmarks.speed.costs import MODELS, default_sizes, operations
 from benchmarks.speed.layers import captured, leaves
-from benchmarks.speed.process import NotMeasuredError, allocator
+from benchmarks.speed.process import NotMeasuredError, allocator, shown_command
 from benchmarks.speed.steps import counted
 from benchmarks.speed.tables import as_table
 
@@ -232,10 +232,20 @@ def test_the_step_over_its_floor_is_the_ratio_of_what_is_shown() -> None:
 
 @pytest.mark.parametrize("words", [["--fairchem", "a b/python"], ["--fairchem=a b/python"], []])
 def test_the_record_names_no_place_on_this_machine(words: list[str]) -> None:
-    given = ["--rounds", "3", *words, "--out", "somewhere", "--device", "cpu"]
+    given = [
+        "/some/folder/benchmarks/run.py",
+        "--rounds",
+        "3",
+        *words,
+        "--out",
+        "somewhere",
+        "--device",
+        "cpu",
+    ]
     python = "a b/python" if words else None
     assert re.fullmatch(
-        r"python benchmarks/run.py --rounds 3( --fairchem[ =]PYTHON)? --device cpu", command(given, python)
+        r"python benchmarks/run.py --rounds 3( --fairchem[ =]PYTHON)? --device cpu",
+        shown_command(given, python),
     )
 
 
