@@ -16,6 +16,7 @@ from ocpgem.files import write_text
 MANIFEST = "manifest.json"
 POINTER = "latest"
 _UNFINISHED = ".partial"
+_REPLACED = f".replaced{_UNFINISHED}"
 _CHUNK = 1 << 22
 
 Writer = Callable[[IO[bytes]], None]
@@ -51,11 +52,13 @@ class CheckpointFolder:
     def write(self, step: int, files: dict[str, Writer]) -> Path:
         """Write one checkpoint and move the pointer to it; complete or absent.
 
-        Every file is read back and compared with what was meant to be written before anything refers to it. Raises
-        OSError where the disk does not take it; what was there before stays as it was.
+        Every file is read back and compared with what was meant to be written before anything refers to it. A
+        checkpoint of the same step goes only when the new one is in its place; until then it is whole, under its own
+        name or aside. Raises OSError where the disk does not take the new one; what was there before stays as it was.
         """
         self.path.mkdir(exist_ok=True)  # not its parents: a run whose folder has gone must not begin another
         partial, final = self.path / f"{step}{_UNFINISHED}", self.path / str(step)
+        aside = self.path / f"{step}{_REPLACED}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir()
@@ -63,7 +66,9 @@ class CheckpointFolder:
             write_text(partial / MANIFEST, json.dumps({"step": step, "files": entries}, indent=2) + "\n")
             verify(partial)
             _flush_folder(partial)
-            self._remove(final)
+            if final.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                final.replace(aside)
             partial.replace(final)
             _flush_folder(self.path)
             write_text(self.path / POINTER, final.name)
@@ -71,16 +76,28 @@ class CheckpointFolder:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        shutil.rmtree(aside, ignore_errors=True)
         return final
 
     def candidates(self) -> list[Path]:
-        """Every checkpoint, the one that the pointer names first, then the newest first."""
+        """Every checkpoint, the one that the pointer names first, then the newest first.
+
+        One that was moved aside counts where a kill left nothing in its place.
+        """
         folders = self._folders()
+        for aside in self.path.glob(f"*{_REPLACED}"):
+            if not (self.path / step_name(aside)).exists():
+                folders.append(aside)
+        folders.sort(key=lambda folder: int(step_name(folder)), reverse=True)
+        named = self.named()
+        return sorted(folders, key=lambda folder: step_name(folder) == named, reverse=True)
+
+    def named(self) -> str:
+        """The step that the pointer names; empty if there is no pointer."""
         try:
-            named = (self.path / POINTER).read_text().strip()
+            return (self.path / POINTER).read_text().strip()
         except (OSError, UnicodeDecodeError):
-            named = ""
-        return sorted(folders, key=lambda folder: folder.name == named, reverse=True)
+            return ""
 
     def prune(self, current: int, retention: Retention, best_step: int | None, damaged: set[Path]) -> None:
         """Remove what was never finished, what is damaged or of a later step, and what `retention` does not keep."""
@@ -111,6 +128,11 @@ class CheckpointFolder:
             shutil.rmtree(going)
 
 
+def step_name(folder: Path) -> str:
+    """The step in the name of a checkpoint, finished, unfinished or moved aside."""
+    return folder.name.split(".")[0]
+
+
 def verify(folder: Path) -> None:
     """Raise CheckpointError unless every file of a checkpoint is there and as it was written."""
     manifest = _read_manifest(folder)
@@ -132,7 +154,7 @@ def verify(folder: Path) -> None:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        if not isinstance(manifest["files"], dict) or manifest["step"] != int(folder.name.split(".")[0]):
+        if not isinstance(manifest["files"], dict) or manifest["step"] != int(step_name(folder)):
             raise ValueError("it is not that of a checkpoint")
         for entry in manifest["files"].values():
             entry["bytes"], entry["sha256"]

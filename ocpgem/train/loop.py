@@ -114,6 +114,10 @@ class TrainingLoop:
                 f"steps was {before} and is {now}: what depends on it follows the new number from here on; "
                 f"the learning rate of the next step is {rates[1]:.3g} instead of {rates[0]:.3g}"
             )
+        if self._state.lr not in (None, self._config.optim.lr):
+            self._parts.say(
+                f"optim.lr was {self._state.lr:.3g} and is {self._config.optim.lr:.3g}, from the next step on"
+            )
 
     def _train(self) -> None:
         state = self._state
@@ -221,13 +225,13 @@ class TrainingLoop:
     def _score(self, epoch: float) -> None:
         parts, state = self._parts, self._state
         effort = dataclasses.replace(parts.effort, progress=self._progress.display)
+        scored: dict[str, dict[str, float]] = {}
         with parts.ema.applied() as potential:
             for index, (split, dataset) in enumerate(parts.val_sets.items()):
                 sample = ParitySample(len(dataset), self._config.validation.parity_systems)
                 metrics = evaluate(potential, dataset, effort, f"validating {split}", sample.take)
-                self._metrics[split] = metrics
+                scored[split] = metrics
                 state.seconds = time.monotonic() - self._clock
-                self._record("val", metrics, split=split, epoch=epoch)
                 self._draw(split, sample)
                 forces = f"  force MAE {metrics['forces_mae']:.4f} eV/A" if "forces_mae" in metrics else ""
                 self._progress.message(
@@ -235,6 +239,21 @@ class TrainingLoop:
                 )
                 if index == 0:
                     self._keep_if_best(potential, metrics)
+        # What a signal cuts short is done again as a whole; so it counts, and is recorded, only as a whole.
+        for split, metrics in scored.items():
+            self._record("val", metrics, split=split, epoch=epoch)
+        self._metrics |= scored
+        if scored:
+            self._fall_on_plateau(next(iter(scored.values())))
+
+    def _fall_on_plateau(self, metrics: dict[str, float]) -> None:
+        """Take the first validation set into account in a learning rate that depends on it."""
+        name = self._config.validation.metric
+        if self._parts.plateau.validated(metrics[name]):
+            rate = self._parts.learning_rate(min(self._state.step, self._config.steps - 1))
+            self._parts.say(
+                f"step {self._state.step}  no better {name} for long: the learning rate falls to {rate:.3g}"
+            )
 
     def _draw(self, split: str, sample: ParitySample) -> None:
         """Predictions against labels, for the loggers; a collective."""
@@ -250,11 +269,6 @@ class TrainingLoop:
                 f"validation.metric is {name}, but the first validation set has no labels for it; choose another"
             )
         value = metrics[name]
-        if self._parts.plateau.validated(value):
-            rate = self._parts.learning_rate(min(state.step, self._config.steps - 1))
-            self._parts.say(
-                f"step {state.step}  no better {name} for long: the learning rate falls to {rate:.3g}"
-            )
         if state.best_metric is not None and value >= state.best_metric:
             return
         if group.is_main():
@@ -269,9 +283,14 @@ class TrainingLoop:
 
     def _save(self) -> None:
         self._state.seconds = time.monotonic() - self._clock
-        self._state.n_steps = self._config.steps
+        self._state.n_steps, self._state.lr = self._config.steps, self._config.optim.lr
         self._state.plateau = self._parts.plateau.state_dict()
-        self._checkpoints.save(self._state, self._parts.engine, self._parts.ema)
+        self._checkpoints.save(
+            self._state,
+            self._parts.engine,
+            self._parts.ema,
+            lambda: self._parts.watchdog.beat("writing the checkpoint before"),
+        )
         self._saved_step = self._state.step
 
     def _tell_problem(self) -> None:

@@ -114,7 +114,7 @@ def _prepared(
     found = _prepare_on_main(run, config, device, checkpoints, console)
     with run.discarded_on_failure():
         data = leave_out_unusable(config, data, run.path, partial(_say, console))
-        parts = _assemble(config, run, data.training_set, data.val, device, console, stop)
+        parts = _assemble(config, run, data.training_set, data.val, device, console, stop, found is not None)
     parts.callbacks = [*loggers_of(config.loggers), *callbacks]
     return TrainingLoop(parts, checkpoints, found)
 
@@ -139,9 +139,10 @@ def _assemble(
     device: torch.device,
     console: Console,
     stop: StopRequest,
+    resumed: bool,
 ) -> RunParts:
     """Everything the loop works with."""
-    potential = prepare_potential(config, train_set, run, console)
+    potential = prepare_potential(config, train_set, run, console, resumed)
     group.on_main(lambda: require_references(potential.normalization, val_sets))
     console.print(
         f"{config.model.variant} with {n_parameters(potential):,} parameters, {len(train_set):,} training systems, "
@@ -194,9 +195,11 @@ def _assemble(
 
 
 def prepare_potential(
-    config: TrainConfig, train_set: Dataset, run: RunDirectory, console: Console
+    config: TrainConfig, train_set: Dataset, run: RunDirectory, console: Console, resumed: bool
 ) -> Potential:
     """The model of a run before its first step, normalisation and scale factors fitted; the same on every rank.
+
+    resumed: whether a checkpoint is read into it later, so that the weights of `start_from` are not needed.
 
     Fitted values are kept in `preparation.json` of the run directory, so that they are fitted once.
     """
@@ -213,7 +216,7 @@ def prepare_potential(
         potential.model.atom_embedding.start_from_shared(values["elements"])
     if potential.model.element_pairs is not None:
         potential.model.element_pairs.set_known(values["element_pairs"])
-    if config.start_from is not None and not any(run.checkpoints.glob("*")):
+    if config.start_from is not None and not resumed:
         for line in start_weights(potential, config.start_from):
             _say(console, line)
     apply_factors(potential, values["scale_factors"], str(file))

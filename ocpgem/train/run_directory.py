@@ -1,5 +1,6 @@
 """The folder of a run: its configuration, environment, log and metrics."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -18,6 +19,7 @@ from ocpgem import __version__
 from ocpgem.config import dump_config, parse_config
 from ocpgem.errors import RequestError
 from ocpgem.files import write_text
+from ocpgem.train.checkpoint_files import CheckpointFolder
 from ocpgem.train.config import TrainConfig
 
 LOCK_FILE = ".lock"
@@ -25,6 +27,8 @@ _BEFORE_A_RUN = {LOCK_FILE, "jobs"}
 """What a folder may hold that is given to a new run: the lock, and the jobs that were submitted for it."""
 CHANGEABLE = {
     "steps",
+    "optim.lr",
+    "activation_checkpointing",
     "log_every_steps",
     "histograms_every_steps",
     "validation.every_steps",
@@ -36,6 +40,7 @@ CHANGEABLE = {
     "checkpoint.keep_every_steps",
     "checkpoint.keep_hours",
     "checkpoint.keep_best",
+    "data.max_edges",
     "data.workers",
     "data.worker_start",
     "faults.non_finite",
@@ -47,11 +52,14 @@ CHANGEABLE = {
     "parallel.reduce_bucket",
     "parallel.overlap",
 }
-"""What may differ when a run is resumed, because nothing computed so far depends on it.
+"""What may differ when a run is resumed: what nothing computed so far depends on, and what holds from the next step on.
 
 With another number of `steps`, a schedule that depends on it (cosine) is that of the new number from the next step on,
-as if the run had been planned so from its beginning; the run says how the learning rate changes.
+as if the run had been planned so from its beginning, and so is the learning rate with another `optim.lr`; the run says
+how it changes.
 """
+_CANNOT_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What file systems say that know no locks, as Lustre without `-o flock`."""
 _PACKAGES = ("torch", "torch-geometric", "torch-scatter", "deepspeed", "lmdb", "numpy")
 
 log = logging.getLogger("ocpgem")
@@ -126,6 +134,15 @@ class RunDirectory:
             raise RequestError(
                 f"another process is training in {self.path}; choose another --run-dir"
             ) from None
+        except OSError as error:
+            if error.errno not in _CANNOT_LOCK:
+                lock.close()
+                raise
+            log.warning(
+                "the file system of %s has no locks (%s): start no second run there, it could not be refused",
+                self.path,
+                error.strerror,
+            )
         self._lock = lock
 
     @contextmanager
@@ -139,13 +156,15 @@ class RunDirectory:
             raise
 
     def _has_results(self) -> bool:
-        return (self.checkpoints / "latest").exists() or self.best.exists()
+        files = CheckpointFolder(self.checkpoints)
+        return bool(files.candidates() or files.named()) or self.best.exists()
 
     def _begin_anew(self) -> None:
         for name in ("preparation.json", "checked.json", "skipped.jsonl", "costs.json"):
             (self.path / name).unlink(missing_ok=True)
         self.metrics_file.unlink(missing_ok=True)
-        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        for name in ("tensorboard", self.checkpoints.name):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def open_log(self) -> None:
         """Write everything that is logged to log.txt as well."""

@@ -13,7 +13,7 @@ from ocpgem.checkpoint import MODEL_FILE, model_content
 from ocpgem.errors import CheckpointError, one_line
 from ocpgem.models.import_weights.safe_load import why_not_read
 from ocpgem.parallel import group
-from ocpgem.train.checkpoint_files import CheckpointFolder, Retention, verify
+from ocpgem.train.checkpoint_files import CheckpointFolder, Retention, step_name, verify
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.engine import Engine, EngineState
 from ocpgem.train.engine_state import OptimizerState
@@ -40,6 +40,8 @@ class TrainState:
     world_size: int = 1
     n_steps: int | None = None
     """The `steps` of the configuration, on which a schedule may depend."""
+    lr: float | None = None
+    """The `optim.lr` of the configuration."""
     skipped: int = 0
     """Steps left out because their loss was not finite."""
     plateau: dict[str, float] = field(default_factory=dict)
@@ -70,7 +72,10 @@ class Checkpoints:
         Raises CheckpointError where there are checkpoints but none can be used. Only rank 0 need ask.
         """
         complaints = []
-        for folder in self._files.candidates():
+        candidates, named = self._files.candidates(), self._files.named()
+        if named and not any(step_name(folder) == named for folder in candidates):
+            complaints.append(f"{self.folder / named}, the newest checkpoint, is missing")
+        for folder in candidates:
             try:
                 verify(folder)
                 _read(folder)
@@ -102,14 +107,23 @@ class Checkpoints:
         state.world_size = group.world_size()
         return state
 
-    def save(self, state: TrainState, engine: Engine, ema: ExponentialMovingAverage) -> None:
-        """Begin to write the state of the run; every rank calls it. `finish` waits for the end."""
+    def save(
+        self,
+        state: TrainState,
+        engine: Engine,
+        ema: ExponentialMovingAverage,
+        tick: Callable[[], None] | None = None,
+    ) -> None:
+        """Begin to write the state of the run; every rank calls it. `finish` waits for the end.
+
+        Waits for the checkpoint before, if that is still being written, calling `tick` every second.
+        """
         engine_state = engine.state()
         generators = group.gather_objects(random_state())
         averaged = ema.state_dict()
         if not group.is_main():
             return
-        self.finish()
+        self.finish(tick)
         average = {name: value.detach().cpu().clone() for name, value in averaged.items()}
         content = {
             "format": _FORMAT,

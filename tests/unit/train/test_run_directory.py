@@ -1,7 +1,10 @@
 """The folder of a run."""
 
+import errno
+import fcntl
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,13 +40,13 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(run: RunDire
         seed=3,
         data={"batch_size": 5},
         model={"n_blocks": 2},
-        optim={"lr": 1e-3, "schedule": {"name": "constant"}},
+        optim={"clip_norm": 1e-3, "schedule": {"name": "constant"}},
     )
     before = (run.path / "config.yaml").read_text()
     with pytest.raises(RequestError) as caught:
         run.prepare(other, {})
     message = str(caught.value)
-    for key in ("seed", "data.batch_size", "model.n_blocks", "optim.lr", "optim.schedule"):
+    for key in ("seed", "data.batch_size", "model.n_blocks", "optim.clip_norm", "optim.schedule"):
         assert key in message
     assert "model.atom_dim" not in message
     assert (run.path / "config.yaml").read_text() == before
@@ -51,7 +54,13 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(run: RunDire
 
 def test_what_nothing_computed_depends_on_may_change(run: RunDirectory) -> None:
     longer = tiny_config(
-        steps=60, log_every_steps=1, validation={"every_steps": 9}, checkpoint={"every_steps": 2, "keep": 5}
+        steps=60,
+        log_every_steps=1,
+        activation_checkpointing=True,
+        data={"max_edges": 500},
+        optim={"lr": 1e-5},
+        validation={"every_steps": 9},
+        checkpoint={"every_steps": 2, "keep": 5},
     )
     run.prepare(longer, {})
     assert load_config(run.path / "config.yaml", [], TrainConfig) == longer
@@ -65,6 +74,32 @@ def test_a_run_without_any_result_begins_anew_with_another_configuration(tmp_pat
     run.prepare(tiny_config(seed=5), {})
     assert listing(run.path) == {".lock", "config.yaml", "environment.json"}
     assert load_config(run.path / "config.yaml", [], TrainConfig).seed == 5
+
+
+def test_a_checkpoint_is_a_result_although_its_pointer_was_not_written(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.prepare(tiny_config(), {})
+    (run.checkpoints / "4.partial").mkdir(parents=True)
+    run.prepare(tiny_config(seed=5), {})  # what was not finished is no result, and goes
+    assert not run.checkpoints.exists()
+    (run.checkpoints / "4").mkdir(parents=True)
+    with pytest.raises(RequestError, match="seed differ"):
+        run.prepare(tiny_config(seed=6), {})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with caplog.at_level(logging.WARNING, logger="ocpgem"):
+        RunDirectory(tmp_path / "run").prepare(tiny_config(), {})
+    (record,) = caplog.records
+    assert "has no locks" in record.getMessage()
+    assert str(tmp_path / "run") in record.getMessage()
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:

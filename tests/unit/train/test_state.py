@@ -77,6 +77,9 @@ class Run:
             self.engine.step(1e-2)
             self.ema.update(step + 1)
 
+    def restored_step(self, checkpoints: Checkpoints, folder: Path) -> int:
+        return checkpoints.load(folder, self.engine, self.ema).step
+
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in self.potential.state_dict().items()}
 
@@ -211,6 +214,57 @@ def test_what_a_kill_left_half_written_is_ignored_and_overwritten(tmp_path: Path
     assert checkpoints.find() == (second, [])
     assert kept(checkpoints) == {"2", "4", "latest"}
     assert not (second / "rubbish").exists()
+
+
+class Killed(BaseException):
+    """What a kill would be, if a process could look at what it leaves."""
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_one_to_go_on_from(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    write(checkpoints, run, TrainState(4, pending_validation=0.5))
+    replace = Path.replace
+
+    def replace_or_die(source: Path, target: Path) -> Path:
+        if target.name == "4":
+            raise Killed
+        return replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace_or_die)
+        with pytest.raises(Killed):
+            checkpoints._files.write(4, {STATE_FILE: lambda file: file.write(b"new")})
+    assert not (checkpoints.folder / "4").exists()
+    found, complaints = checkpoints.find()
+    assert complaints == []
+    assert found is not None
+    assert Run().restored_step(checkpoints, found) == 4
+    again = write(checkpoints, run, TrainState(4))
+    assert checkpoints.find() == (again, [])
+    assert kept(checkpoints) == {"4", "latest"}
+
+
+def test_a_missing_newest_checkpoint_is_told(tmp_path: Path, run: Run) -> None:
+    checkpoints = checkpoints_in(tmp_path)
+    first, second = (write(checkpoints, run, TrainState(step)) for step in (2, 4))
+    shutil.rmtree(second)
+    assert checkpoints.find() == (first, [f"{second}, the newest checkpoint, is missing"])
+    shutil.rmtree(first)
+    with pytest.raises(CheckpointError, match="can be used"):
+        checkpoints.find()
+
+
+def test_waiting_for_a_slow_disk_is_a_sign_of_life(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, ticks = checkpoints_in(tmp_path), []
+    monkeypatch.setattr(checkpoints, "_write", lambda *_: time.sleep(1.5))
+    checkpoints.save(TrainState(2), run.engine, run.ema)
+    checkpoints.save(TrainState(4), run.engine, run.ema, lambda: ticks.append(1))
+    checkpoints.finish()
+    assert ticks
 
 
 def test_a_complete_checkpoint_is_found_although_the_pointer_did_not_move(tmp_path: Path, run: Run) -> None:
