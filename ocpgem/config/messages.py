@@ -7,6 +7,7 @@ import enum
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -14,9 +15,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from ocpgem.config.tree import Tree
-
-Path = tuple[str | int, ...]
+from ocpgem.config.section import ContradictionError
+from ocpgem.config.tree import Path, Tree
 
 _UNIONS = (typing.Union, types.UnionType)
 _NAMES: tuple[tuple[type, str], ...] = (
@@ -38,15 +38,43 @@ _CONSTRAINTS = (
 )
 
 
-def explain(error: ValidationError, tree: Tree, schema: type[BaseModel]) -> list[str]:
-    """Return one line for each mistake pydantic found in `tree`, in the order of the file."""
-    lines: dict[Path, list[str]] = {}
+@dataclass(frozen=True)
+class Mistake:
+    """A line about what is wrong, and the values that it is about."""
+
+    line: str
+    paths: tuple[Path, ...]
+    is_contradiction: bool = False
+
+    def concerns(self, others: Sequence[Path]) -> bool:
+        """Whether it is about one of `others`, a part of it or a section that holds it."""
+        return any(path[: len(other)] == other[: len(path)] for path in self.paths for other in others)
+
+
+def explain(error: ValidationError, tree: Tree, schema: type[BaseModel]) -> list[Mistake]:
+    """Return each mistake pydantic found in `tree`, in the order of the file."""
+    found: dict[Path, list[Mistake]] = {}
     for detail in error.errors():
         path = _path_in(tree, detail)
-        line = _sentence(detail, path, tree, schema)
-        if line not in lines.setdefault(path, []):  # a union reports each of its branches
-            lines[path].append(line)
-    return [line for found in lines.values() for line in found]
+        here = found.setdefault(path, [])
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, ContradictionError):
+            here += [_contradiction(keys, sentence, path, tree) for keys, sentence in cause.found]
+            continue
+        # An unknown key may be any key of its section, misspelt.
+        about = path[:-1] if detail["type"] == "extra_forbidden" else path
+        mistake = Mistake(_sentence(detail, path, tree, schema), (about,))
+        if mistake not in here:  # a union reports each of its branches
+            here.append(mistake)
+    return [mistake for mistakes in found.values() for mistake in mistakes]
+
+
+def _contradiction(keys: Sequence[str], sentence: str, section: Path, tree: Tree) -> Mistake:
+    paths = tuple((*section, *key.split(".")) for key in keys)
+    given = [value.origin for value in map(tree.given, paths) if value is not None]
+    origins = " and ".join(dict.fromkeys(given))
+    name = "" if not section or sentence.startswith(_dotted(section)) else f"{_dotted(section)}: "
+    return Mistake(f"{name}{sentence}" + (f" ({origins})" if origins else ""), paths, is_contradiction=True)
 
 
 def refuse_booleans_for_numbers(tree: Tree, schema: type[BaseModel]) -> list[str]:
@@ -104,7 +132,9 @@ def _sentence(detail: ErrorDetails, path: Path, tree: Tree, schema: type[BaseMod
         return f"{name} is missing; it must be {allowed or 'given'}{source}"
     if kind in ("value_error", "assertion_error"):
         message = str(detail["ctx"]["error"]).rstrip(".")
-        if not path or message.startswith(name):
+        if not path:
+            return message
+        if message.startswith(name):
             return f"{message}{source}"
         shown = "" if isinstance(value.content, dict) else f" is {_shown(value.plain())}"
         return f"{name}{shown}: {message}{source}"

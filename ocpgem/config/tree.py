@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ _IMPLICIT = (
     ),
 )
 
-
+Path = tuple[str | int, ...]
 _Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
 
 
@@ -88,7 +88,7 @@ class Tree:
             return self.content[key]
         return None
 
-    def at(self, path: Sequence[str | int]) -> Tree:
+    def at(self, path: Path) -> Tree:
         """Return the value at `path`, or the innermost one that contains it."""
         here = self
         for key in path:
@@ -97,6 +97,36 @@ class Tree:
                 break
             here = inner
         return here
+
+    def given(self, path: Path) -> Tree | None:
+        """Return the value that settles `path`: itself, a word that stands for a section above it, or None."""
+        here = self
+        for key in path:
+            if not isinstance(here.content, dict | list):
+                break
+            inner = here.child(key)
+            if inner is None:
+                return None
+            here = inner
+        return here
+
+    def without(self, paths: Iterable[Path]) -> Tree:
+        """Return this tree without the values at `paths`; a list is left out as a whole."""
+        rest = self
+        for path in paths:
+            rest = rest._without(path)
+        return rest
+
+    def _without(self, path: Path) -> Tree:
+        inner = self.child(path[0]) if path and isinstance(self.content, dict) else None
+        if inner is None:
+            return self
+        content = dict(self.content)
+        if len(path) > 1 and isinstance(inner.content, dict):
+            content[str(path[0])] = inner._without(path[1:])
+        else:
+            del content[str(path[0])]
+        return Tree(content, self.origin)
 
 
 def read_tree(text: str, where: str) -> Tree:

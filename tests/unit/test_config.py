@@ -1,14 +1,15 @@
 """Reading configurations: merging, overrides, round trips, and what each mistake is answered with."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
-from ocpgem.config import Section, dump_config, load_config, parse_config
+from ocpgem.config import Contradiction, Section, dump_config, load_config, parse_config
 from ocpgem.errors import ConfigError
 
 
@@ -49,11 +50,12 @@ class Root(Section):
     splits: list[Split] = Field(default_factory=list)
     weights: list[float] = Field(default_factory=list)
 
-    @model_validator(mode="after")
-    def _lr_fits_amsgrad(self) -> "Root":
+    def contradictions(self) -> Iterator[Contradiction]:
         if self.optim.amsgrad and self.optim.lr > 0.1:
-            raise ValueError(f"optim.lr is {self.optim.lr}; with amsgrad it must not exceed 0.1")
-        return self
+            yield (
+                ("optim.amsgrad", "optim.lr"),
+                f"optim.lr is {self.optim.lr}; with amsgrad it must not exceed 0.1",
+            )
 
 
 def write(folder: Path, name: str, text: str) -> Path:
