@@ -26,6 +26,10 @@ _NAMES: tuple[tuple[type, str], ...] = (
     (PurePath, "a path"),
     (str, "text"),
 )
+_OTHER_KINDS = (
+    *("extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found"),
+    *("value_error", "assertion_error"),
+)
 _CONSTRAINTS = (
     ("gt", "> {}"),
     ("ge", ">= {}"),
@@ -40,11 +44,15 @@ _CONSTRAINTS = (
 
 @dataclass(frozen=True)
 class Mistake:
-    """A line about what is wrong, and the values that it is about."""
+    """A line about what is wrong, and the values that it is about.
+
+    is_contradiction: the values are right by themselves; is_refusal: the value is refused as a whole.
+    """
 
     line: str
     paths: tuple[Path, ...]
     is_contradiction: bool = False
+    is_refusal: bool = False
 
     def concerns(self, others: Sequence[Path]) -> bool:
         """Whether it is about one of `others`, a part of it or a section that holds it."""
@@ -63,15 +71,30 @@ def explain(error: ValidationError, tree: Tree, schema: type[BaseModel]) -> list
             continue
         # An unknown key may be any key of its section, misspelt.
         about = path[:-1] if detail["type"] == "extra_forbidden" else path
-        mistake = Mistake(_sentence(detail, path, tree, schema), (about,))
-        if mistake not in here:  # a union reports each of its branches
+        is_refusal = detail["type"] not in _OTHER_KINDS and detail["loc"][-1:] != ("[key]",)
+        mistake = Mistake(_sentence(detail, path, tree, schema), (about,), is_refusal=is_refusal)
+        if mistake not in here:
             here.append(mistake)
-    return [mistake for mistakes in found.values() for mistake in mistakes]
+    return [mistake for path in found for mistake in _without_echoes(path, found)]
+
+
+def _without_echoes(path: Path, found: Mapping[Path, Sequence[Mistake]]) -> list[Mistake]:
+    """Return the mistakes at `path` once: each branch of a union refuses a value, and some look into it first."""
+    refusals = [mistake for mistake in found[path] if mistake.is_refusal]
+    others = [mistake for mistake in found[path] if not mistake.is_refusal]
+    looked_into = any(mistake.is_contradiction for mistake in others) or any(
+        len(inner) > len(path) and inner[: len(path)] == path for inner in found
+    )
+    if not refusals or looked_into:
+        return others
+    return [max(refusals, key=lambda mistake: len(mistake.line)), *others]  # the longest has a hint
 
 
 def _contradiction(keys: Sequence[str], sentence: str, section: Path, tree: Tree) -> Mistake:
     paths = tuple((*section, *key.split(".")) for key in keys)
     given = [value.origin for value in map(tree.given, paths) if value is not None]
+    if not given and section:
+        given = [tree.at(section).origin]
     origins = " and ".join(dict.fromkeys(given))
     name = "" if not section or sentence.startswith(_dotted(section)) else f"{_dotted(section)}: "
     return Mistake(f"{name}{sentence}" + (f" ({origins})" if origins else ""), paths, is_contradiction=True)
@@ -140,7 +163,7 @@ def _sentence(detail: ErrorDetails, path: Path, tree: Tree, schema: type[BaseMod
         return f"{name}{shown}: {message}{source}"
     hint = (
         "; quote it to make it text"
-        if kind == "string_type" and not isinstance(value.content, dict | list)
+        if kind == "string_type" and not isinstance(value.content, dict | list | None)
         else ""
     )
     is_what = "is empty" if value.content is None else f"is {_shown(value.plain())}"
@@ -222,9 +245,14 @@ def _step(field: FieldInfo, key: str | int, tree: Tree | None) -> Iterator[Field
         origin, args = get_origin(part), get_args(part)
         if isinstance(origin, type) and issubclass(origin, Mapping) and len(args) == 2:
             yield FieldInfo.from_annotation(args[1])
-        elif isinstance(origin, type) and issubclass(origin, Sequence | set | frozenset) and args:
+        elif (
+            isinstance(origin, type)
+            and issubclass(origin, Sequence | set | frozenset)
+            and args
+            and isinstance(key, int)
+        ):
             fixed = origin is tuple and not (len(args) == 2 and args[1] is Ellipsis)
-            index = key if fixed and isinstance(key, int) and key < len(args) else 0
+            index = key if fixed and key < len(args) else 0
             yield FieldInfo.from_annotation(args[index])
 
 

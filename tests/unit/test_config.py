@@ -42,12 +42,23 @@ class Split(Section):
     limit: int | None = None
 
 
+class Budget(Section):
+    atoms: int | None = Field(None, ge=1)
+    edges: int | None = Field(None, ge=1)
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if (self.atoms is None) == (self.edges is None):
+            yield ("atoms", "edges"), "a budget is given in one unit"
+
+
 class Root(Section):
     name: str = "run"
     model: Annotated[Gemnet | Schnet, Field(discriminator="kind")] = Gemnet()
     optim: Optim = Optim()
     references: dict[int, float] = Field(default_factory=dict)
     splits: list[Split] = Field(default_factory=list)
+    parts: str | Split | list[str | Split] | None = None
+    size: Annotated[int, Field(ge=1)] | Budget = 8
     weights: list[float] = Field(default_factory=list)
 
     def contradictions(self) -> Iterator[Contradiction]:
@@ -280,8 +291,31 @@ def test_stored_text_must_be_complete() -> None:
         (
             "zzzz: 1",
             "zzzz is not a known key; "
-            "the keys here are name, model, optim, references, splits, weights ({c} line 1)",
+            "the keys here are name, model, optim, references, splits, parts, size, weights ({c} line 1)",
         ),
+        (
+            "parts: 5",
+            "parts is 5; it must be text or a section with the keys path, limit or a list, each text or a section "
+            "with the keys path, limit or null; quote it to make it text ({c} line 1)",
+        ),
+        ("parts: {path: a, limit: x}", "parts.limit is 'x'; it must be a whole number or null ({c} line 1)"),
+        ("parts: {}", "parts.path is missing; it must be a path ({c} line 1)"),
+        ("parts: [a, {limit: 3}]", "parts[1].path is missing; it must be a path ({c} line 1)"),
+        (
+            "parts: [a, 3]",
+            "parts[1] is 3; it must be text or a section with the keys path, limit; quote it to make it text "
+            "({c} line 1)",
+        ),
+        (
+            "size: 0",
+            "size is 0; it must be a whole number >= 1 or a section with the keys atoms, edges ({c} line 1)",
+        ),
+        (
+            "size: {atom: 10}",
+            "size.atom is not a known key; did you mean 'size.atoms'? ({c} line 1)",
+        ),
+        ("size: {}", "size: a budget is given in one unit ({c} line 1)"),
+        ("size: {atoms: 1, edges: 2}", "size: a budget is given in one unit ({c} line 1)"),
     ],
 )
 def test_a_mistake_is_one_sentence_with_path_value_limit_and_line(
