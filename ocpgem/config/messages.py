@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import enum
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -15,10 +13,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from ocpgem.config.schema import UNIONS, all_paths, fields_at, models_at, union_parts
 from ocpgem.config.section import ContradictionError
 from ocpgem.config.tree import Path, Tree
 
-_UNIONS = (typing.Union, types.UnionType)
 _NAMES: tuple[tuple[type, str], ...] = (
     (bool, "true or false"),
     (int, "a whole number"),
@@ -104,10 +102,8 @@ def refuse_booleans_for_numbers(tree: Tree, schema: type[BaseModel]) -> list[str
     """Return a line for each true or false in the place of a number, which pydantic takes for 1 and 0."""
     lines = []
     for path, value in _leaves(tree):
-        fields = list(_fields_at(schema, path, tree)) if isinstance(value.content, bool) else []
-        parts = [
-            part for field in fields for part in _union_parts(field.annotation) if part is not type(None)
-        ]
+        fields = list(fields_at(schema, path, tree)) if isinstance(value.content, bool) else []
+        parts = [part for field in fields for part in union_parts(field.annotation) if part is not type(None)]
         if parts and all(part in (int, float) for part in parts):
             shown = f"{_dotted(path)} is {_shown(value.content)}"
             lines.append(f"{shown}; it must be {_allowed(fields)} ({value.origin})")
@@ -143,7 +139,7 @@ def _sentence(detail: ErrorDetails, path: Path, tree: Tree, schema: type[BaseMod
     kind, name = detail["type"], _dotted(path)
     value = tree.at(path)
     source = f" ({value.origin})"
-    fields = list(_fields_at(schema, path, tree))
+    fields = list(fields_at(schema, path, tree))
     allowed = _allowed(fields)
     if detail["loc"] and detail["loc"][-1] == "[key]":
         return f"{name} is not possible as a key: {detail['msg'][:1].lower()}{detail['msg'][1:]}{source}"
@@ -185,97 +181,20 @@ def _suggestion(path: Path, tree: Tree, schema: type[BaseModel]) -> str:
     *section, key = path
     here = list(
         dict.fromkeys(
-            name for model in _models_at(schema, tuple(section), tree) for name in model.model_fields
+            name for model in models_at(schema, tuple(section), tree) for name in model.model_fields
         )
     )
     close = difflib.get_close_matches(str(key), here, n=1)
     if close:
         return f"; did you mean '{_dotted((*section, close[0]))}'?"
     by_name: dict[str, list[Path]] = {}
-    for candidate in dict.fromkeys(_all_paths(schema)):
+    for candidate in dict.fromkeys(all_paths(schema)):
         if candidate != path:
             by_name.setdefault(str(candidate[-1]), []).append(candidate)
     close = difflib.get_close_matches(str(key), list(by_name), n=1, cutoff=0.75)
     if close:
         return "; did you mean " + " or ".join(f"'{_dotted(found)}'" for found in by_name[close[0]][:3]) + "?"
     return f"; the keys here are {', '.join(here)}" if here else ""
-
-
-def _all_paths(model: type[BaseModel], prefix: Path = (), above: tuple[type, ...] = ()) -> Iterator[Path]:
-    """Yield the path of every key a schema knows, outermost first (not through lists, maps or recursion)."""
-    inner: list[tuple[Path, type[BaseModel]]] = []
-    for name, field in model.model_fields.items():
-        yield (*prefix, name)
-        parts = _union_parts(field.annotation)
-        inner += [
-            ((*prefix, name), part) for part in parts if _is_model(part) and part not in (*above, model)
-        ]
-    for path, part in inner:
-        yield from _all_paths(part, path, (*above, model))
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _union_parts(annotation: Any) -> list[Any]:
-    """Return the alternatives of a union, looking through Annotated; one entry for anything else."""
-    if get_origin(annotation) is Annotated:
-        return _union_parts(get_args(annotation)[0])
-    if get_origin(annotation) in _UNIONS:
-        return [inner for part in get_args(annotation) for inner in _union_parts(part)]
-    return [annotation]
-
-
-def _fields_at(schema: type[BaseModel], path: Path, tree: Tree) -> Iterator[FieldInfo]:
-    """Yield what the schema says about a path: a field, or one per union branch that fits the values."""
-    fields = [FieldInfo(annotation=schema)]
-    here: Tree | None = tree
-    for key in path:
-        fields = [inner for field in fields for inner in _step(field, key, here)]
-        here = here.child(key) if here is not None else None
-    yield from fields
-
-
-def _step(field: FieldInfo, key: str | int, tree: Tree | None) -> Iterator[FieldInfo]:
-    for model in _fitting_models(field, tree):
-        if str(key) in model.model_fields:
-            yield model.model_fields[str(key)]
-    for part in _union_parts(field.annotation):
-        origin, args = get_origin(part), get_args(part)
-        if isinstance(origin, type) and issubclass(origin, Mapping) and len(args) == 2:
-            yield FieldInfo.from_annotation(args[1])
-        elif (
-            isinstance(origin, type)
-            and issubclass(origin, Sequence | set | frozenset)
-            and args
-            and isinstance(key, int)
-        ):
-            fixed = origin is tuple and not (len(args) == 2 and args[1] is Ellipsis)
-            index = key if fixed and key < len(args) else 0
-            yield FieldInfo.from_annotation(args[index])
-
-
-def _models_at(schema: type[BaseModel], path: Path, tree: Tree) -> Iterator[type[BaseModel]]:
-    here = tree.at(path)
-    for field in _fields_at(schema, path, tree):
-        yield from _fitting_models(field, here)
-
-
-def _fitting_models(field: FieldInfo, tree: Tree | None) -> list[type[BaseModel]]:
-    """Return the sections a field can hold; of several, those whose tags agree with the values."""
-    models = [part for part in _union_parts(field.annotation) if _is_model(part)]
-    return [model for model in models if _tags_fit(model, tree)] or models
-
-
-def _tags_fit(model: type[BaseModel], tree: Tree | None) -> bool:
-    """Say whether the values given agree with the model's Literal fields, which tell union branches apart."""
-    for name, field in model.model_fields.items():
-        given = tree.child(name) if tree is not None else None
-        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        if given is not None and choices and given.plain() not in choices:
-            return False
-    return True
 
 
 def _allowed(fields: Sequence[FieldInfo]) -> str:
@@ -293,7 +212,7 @@ def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         inner, *more = get_args(annotation)
         return _describe(inner, [*metadata, *more])
     limits = _limits(metadata)
-    if get_origin(annotation) in _UNIONS:
+    if get_origin(annotation) in UNIONS:
         parts = [part for part in get_args(annotation) if part is not type(None)]
         text = " or ".join(dict.fromkeys(_describe(part) for part in parts)) + limits
         return text + " or null" if len(parts) < len(get_args(annotation)) else text
