@@ -1,7 +1,8 @@
 """Reading a configuration: files, the files they include and overrides, merged, validated and reported on.
 
-The schema is a tree of `Section` models. Maps merge, lists replace, later wins. Each mistake is reported with
-its dotted path, its value, what is allowed, and the file and line (or override) it came from.
+The schema is a tree of `Section` models. Maps merge, lists replace, later wins; null takes back a name of a map.
+Each mistake is reported with its dotted path, its value, what is allowed, and the file and line (or override) it
+came from.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from ocpgem.config.messages import Mistake, explain, refuse_booleans_for_numbers
+from ocpgem.config.schema import without_taken_back
 from ocpgem.config.section import Section
 from ocpgem.config.tree import Tree, dump_yaml, parse_value, read_tree
 from ocpgem.errors import ConfigError
@@ -27,7 +29,8 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[SchemaT
     """Read a configuration file and the files it includes, apply the overrides and validate against `schema`.
 
     An override is `dotted.path=value`; the value is YAML, so `optim.betas=[0.9, 0.95]` and `name=null` work,
-    and sections on the way that do not exist yet are made. Raises ConfigError with one line for each mistake.
+    and sections on the way that do not exist yet are made. `data.val.NAME=null` takes a name of a map back that a
+    file has given, `data.val=null` all of them. Raises ConfigError with one line for each mistake.
     """
     files = _Files()
     tree = files.read(Path(path))
@@ -41,7 +44,7 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[SchemaT
             mistakes.append(str(error))
     if files.mistakes:  # a part is missing, so what validation would say could mislead
         raise _error(mistakes, str(path))
-    return _validate(tree, schema, str(path), mistakes)
+    return _validate(without_taken_back(tree, schema), schema, str(path), mistakes)
 
 
 def parse_config(text: str, schema: type[SchemaT], where: str) -> SchemaT:

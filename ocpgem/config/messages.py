@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -101,22 +101,13 @@ def _contradiction(keys: Sequence[str], sentence: str, section: Path, tree: Tree
 def refuse_booleans_for_numbers(tree: Tree, schema: type[BaseModel]) -> list[str]:
     """Return a line for each true or false in the place of a number, which pydantic takes for 1 and 0."""
     lines = []
-    for path, value in _leaves(tree):
+    for path, value in tree.leaves():
         fields = list(fields_at(schema, path, tree)) if isinstance(value.content, bool) else []
         parts = [part for field in fields for part in union_parts(field.annotation) if part is not type(None)]
         if parts and all(part in (int, float) for part in parts):
             shown = f"{_dotted(path)} is {_shown(value.content)}"
             lines.append(f"{shown}; it must be {_allowed(fields)} ({value.origin})")
     return lines
-
-
-def _leaves(tree: Tree, prefix: Path = ()) -> Iterator[tuple[Path, Tree]]:
-    if isinstance(tree.content, dict | list):
-        items = tree.content.items() if isinstance(tree.content, dict) else enumerate(tree.content)
-        for key, value in items:
-            yield from _leaves(value, (*prefix, key))
-    else:
-        yield prefix, tree
 
 
 def _path_in(tree: Tree, detail: ErrorDetails) -> Path:

@@ -54,6 +54,27 @@ def models_at(schema: type[BaseModel], path: Path, tree: Tree) -> Iterator[type[
         yield from _fitting_models(field, here)
 
 
+def without_taken_back(tree: Tree, schema: type[BaseModel]) -> Tree:
+    """Return `tree` without the names of maps, and without the maps of names, that a null was laid over.
+
+    Elsewhere null is a value, which the schema allows or not.
+    """
+    taken_back = []
+    for path, value in tree.leaves():
+        if value.takes_back:
+            here, above = (list(fields_at(schema, place, tree)) for place in (path, path[:-1]))
+            parts = [part for field in here for part in union_parts(field.annotation)]
+            is_value = not parts or type(None) in parts or Any in parts
+            if not is_value and any(_is_map(field.annotation) for field in (*here, *above)):
+                taken_back.append(path)
+    return tree.without(taken_back)
+
+
+def _is_map(annotation: Any) -> bool:
+    origins = [get_origin(part) for part in union_parts(annotation)]
+    return any(isinstance(origin, type) and issubclass(origin, Mapping) for origin in origins)
+
+
 def _step(field: FieldInfo, key: str | int, tree: Tree | None) -> Iterator[FieldInfo]:
     for model in _fitting_models(field, tree):
         if str(key) in model.model_fields:

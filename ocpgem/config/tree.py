@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -57,10 +57,14 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 @dataclass(frozen=True)
 class Tree:
-    """A configuration value: a map of trees, a list of trees, or a scalar; `origin` says where it stands."""
+    """A configuration value: a map of trees, a list of trees, or a scalar; `origin` says where it stands.
+
+    takes_back: a null that was laid over another value.
+    """
 
     content: Any
     origin: str
+    takes_back: bool = False
 
     def plain(self) -> Any:
         """Return the value without origins."""
@@ -73,7 +77,8 @@ class Tree:
     def merged(self, later: Tree) -> Tree:
         """Return this tree with `later` laid over it: maps merge, everything else is replaced."""
         if not (isinstance(self.content, dict) and isinstance(later.content, dict)):
-            return later
+            takes_back = later.content is None and (self.content is not None or self.takes_back)
+            return replace(later, takes_back=takes_back or later.takes_back)
         content = dict(self.content)
         for key, value in later.content.items():
             content[key] = content[key].merged(value) if key in content else value
@@ -109,6 +114,15 @@ class Tree:
                 return None
             here = inner
         return here
+
+    def leaves(self, prefix: Path = ()) -> Iterator[tuple[Path, Tree]]:
+        """Yield every scalar with its path."""
+        if isinstance(self.content, dict | list):
+            items = self.content.items() if isinstance(self.content, dict) else enumerate(self.content)
+            for key, value in items:
+                yield from value.leaves((*prefix, key))
+        else:
+            yield prefix, self
 
     def without(self, paths: Iterable[Path]) -> Tree:
         """Return this tree without the values at `paths`; a list is left out as a whole."""

@@ -158,6 +158,28 @@ def test_the_last_override_wins(tmp_path: Path) -> None:
     assert load_config(file, ["name=a", "name=b"], Root).name == "b"
 
 
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("references: {1: null}", [], {8: -2.0}),
+        ("references: null", [], {}),
+        ("references: {}", [], {1: -1.0, 8: -2.0}),
+        ("name: x", ["references.8=null"], {1: -1.0}),
+        ("name: x", ["references={1: null, 8: null, 6: -3}"], {6: -3.0}),
+        ("name: x", ["references.8=null", "references.8=null"], {1: -1.0}),
+        ("name: x", ["references.8=null", "references.8=5"], {1: -1.0, 8: 5.0}),
+        ("references: {6: -3}", ["references=null"], {}),
+        ("references: {6: -3}", ["references=null", "references.7=-4"], {7: -4.0}),
+    ],
+)
+def test_null_takes_names_of_a_map_back(
+    text: str, overrides: list[str], expected: dict[int, float], tmp_path: Path
+) -> None:
+    write(tmp_path, "base.yaml", "references: {1: -1, 8: -2}")
+    path = write(tmp_path, "c.yaml", f"includes: [base.yaml]\n{text}")
+    assert load_config(path, overrides, Root).references == expected
+
+
 def test_anchors_may_be_used(tmp_path: Path) -> None:
     text = "splits: [&one {path: a, limit: 3}, *one]"
     assert load_config(write(tmp_path, "c.yaml", text), [], Root).splits == [Split(path="a", limit=3)] * 2
@@ -362,6 +384,10 @@ def test_a_long_value_is_shortened(tmp_path: Path) -> None:
         ("weights=*x", "override weights=*x: is not valid YAML: "),
         ("model={kind: gemnet, kind: schnet}", "the key 'kind' is given twice"),
         ("includes=[x.yaml]", "includes is not a known key"),
+        ("references.3=null", "references.3 is empty; it must be a number (override references.3=null)"),
+        ("optim.lr=null", "optim.lr is empty; it must be a number > 0 and <= 1 (override optim.lr=null)"),
+        ("optim=null", "optim is empty; it must be a section with the keys"),
+        ("weights=null", "weights is empty; it must be a list, each a number (override weights=null)"),
         ("opt.lr=3", "opt is not a known key; did you mean 'optim'? (override opt.lr=3)"),
     ],
 )
