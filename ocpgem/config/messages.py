@@ -132,8 +132,9 @@ def _sentence(detail: ErrorDetails, path: Path, tree: Tree, schema: type[BaseMod
     source = f" ({value.origin})"
     fields = list(fields_at(schema, path, tree))
     allowed = _allowed(fields)
-    if detail["loc"] and detail["loc"][-1] == "[key]":
-        return f"{name} is not possible as a key: {detail['msg'][:1].lower()}{detail['msg'][1:]}{source}"
+    if detail["loc"][-1:] == ("[key]",):
+        reason = str(detail.get("ctx", {}).get("error", "")) or detail["msg"][:1].lower() + detail["msg"][1:]
+        return f"{_shown(path[-1])} is not possible as a key of {_dotted(path[:-1])}: {reason}{source}"
     if kind == "extra_forbidden":
         return f"{name} is not a known key{_suggestion(path, tree, schema)}{source}"
     if kind == "union_tag_invalid":

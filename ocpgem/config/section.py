@@ -1,14 +1,28 @@
-"""The base of every part of a configuration, and how it says that right values do not go together."""
+"""The base of every part of a configuration, names, and how a section says that right values do not go together."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 Contradiction = tuple[tuple[str, ...], str]
 """The keys that do not go together, dotted and as seen from the section that says so, and a sentence about them."""
+
+
+def _checked_name(value: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", value) is None:
+        raise ValueError(
+            "a name begins with a letter (a to z, A to Z) or digit, holds only those, '_', '-' and '.', "
+            "and has at most 100 characters"
+        )
+    return value
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
+"""What something is called in file names, tags of figures and tables."""
 
 
 class ContradictionError(ValueError):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ocpgem.config import Contradiction, Section
+from ocpgem.config import Contradiction, Name, Section
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.train.data_section import DataSetEntry, DataSetSection, SkipSection, as_section
 from ocpgem.train.logger_section import LoggerSection
@@ -43,7 +43,7 @@ class DataSection(Section):
     train: DataSetEntry | Annotated[list[DataSetEntry], Field(min_length=1)] = Field(
         description="data set to train on, or several; each a path, or a section with its path and what is used of it"
     )
-    val: dict[str, DataSetEntry] = Field(
+    val: dict[Name, DataSetEntry] = Field(
         default_factory=dict, description="name -> data set; the first one picks the best model"
     )
     skip: SkipSection = SkipSection()

@@ -271,7 +271,7 @@ def test_stored_text_must_be_complete() -> None:
         ("weights: [1, true]", "weights[1] is true; it must be a number ({c} line 1)"),
         (
             "references: {a: 1}",
-            "references.a is not possible as a key: input should be a valid integer, unable to parse string "
+            "'a' is not possible as a key of references: input should be a valid integer, unable to parse string "
             "as an integer ({c} line 1)",
         ),
         ("splits: [{limit: 3}]", "splits[0].path is missing; it must be a path ({c} line 1)"),
