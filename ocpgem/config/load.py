@@ -1,7 +1,8 @@
 """Reading a configuration: files, the files they include and overrides, merged, validated and reported on.
 
-The schema is a tree of `Section` models. Maps merge, lists replace, later wins. Each mistake is reported with
-its dotted path, its value, what is allowed, and the file and line (or override) it came from.
+The schema is a tree of `Section` models. Maps merge, lists replace, later wins; null takes back a name of a map.
+Each mistake is reported with its dotted path, its value, what is allowed, and the file and line (or override) it
+came from.
 """
 
 from __future__ import annotations
@@ -12,32 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from ocpgem.config.messages import explain, refuse_booleans_for_numbers
+from ocpgem.config.messages import Mistake, explain, refuse_booleans_for_numbers
+from ocpgem.config.schema import without_taken_back
+from ocpgem.config.section import Section
 from ocpgem.config.tree import Tree, dump_yaml, parse_value, read_tree
 from ocpgem.errors import ConfigError
 
 INCLUDES = "includes"
-SchemaT = TypeVar("SchemaT", bound="Section")
-
-
-class Section(BaseModel):
-    """Base of every part of a configuration: unknown keys are refused, values are finite and never change.
-
-    A validator of a subclass raises ValueError with a full sentence that names the value and the limit.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True, protected_namespaces=()
-    )
+SchemaT = TypeVar("SchemaT", bound=Section)
 
 
 def load_config(path: str | Path, overrides: Sequence[str], schema: type[SchemaT]) -> SchemaT:
     """Read a configuration file and the files it includes, apply the overrides and validate against `schema`.
 
     An override is `dotted.path=value`; the value is YAML, so `optim.betas=[0.9, 0.95]` and `name=null` work,
-    and sections on the way that do not exist yet are made. Raises ConfigError with one line for each mistake.
+    and sections on the way that do not exist yet are made. `data.val.NAME=null` takes a name of a map back that a
+    file has given, `data.val=null` all of them. Raises ConfigError with one line for each mistake.
     """
     files = _Files()
     tree = files.read(Path(path))
@@ -51,7 +44,7 @@ def load_config(path: str | Path, overrides: Sequence[str], schema: type[SchemaT
             mistakes.append(str(error))
     if files.mistakes:  # a part is missing, so what validation would say could mislead
         raise _error(mistakes, str(path))
-    return _validate(tree, schema, str(path), mistakes)
+    return _validate(without_taken_back(tree, schema), schema, str(path), mistakes)
 
 
 def parse_config(text: str, schema: type[SchemaT], where: str) -> SchemaT:
@@ -142,7 +135,9 @@ def _parse_override(text: str, tree: Tree) -> Tree:
     if not equals or not all(keys):
         raise ConfigError(f"override {text!r} must have the form section.key=value")
     here: Tree | None = tree
+    origins = []  # an override that sets a value of a section is not where that section stands
     for depth, key in enumerate(keys[:-1], start=1):
+        origins.append(here.origin if here is not None else origin)
         here = here.content.get(key) if here is not None else None
         if here is not None and here.content is None:
             here = None
@@ -153,9 +148,10 @@ def _parse_override(text: str, tree: Tree) -> Tree:
                 else "not a section"
             )
             raise ConfigError(f"{'.'.join(keys[:depth])} is {kind} (override {text})")
+    origins.append(here.origin if here is not None else origin)
     result = parse_value(value, origin)
-    for key in reversed(keys):
-        result = Tree({key: result}, origin)
+    for key, place in zip(reversed(keys), reversed(origins), strict=True):
+        result = Tree({key: result}, place)
     return result
 
 
@@ -164,10 +160,34 @@ def _validate(tree: Tree, schema: type[SchemaT], where: str, mistakes: list[str]
     try:
         config = schema.model_validate(tree.plain())
     except ValidationError as error:
-        raise _error(mistakes + explain(error, tree, schema), where) from None
+        found = explain(error, tree, schema)
+    else:
+        found = []
+    mistakes += [mistake.line for mistake in found + _hidden_contradictions(found, tree, schema)]
     if mistakes:
         raise _error(mistakes, where)
     return config
+
+
+def _hidden_contradictions(found: list[Mistake], tree: Tree, schema: type[SchemaT]) -> list[Mistake]:
+    """Return the contradictions that pydantic does not come to, because values have other mistakes.
+
+    It asks a section for them once every value in it is right. So it is asked again without the wrong values, as
+    often as that shows it more of them; what concerns a value that was left out is not known and not said.
+    """
+    hidden = []
+    left_out = [path for mistake in found for path in mistake.paths]
+    while (rest := tree.without(left_out)) != tree:
+        try:
+            schema.model_validate(rest.plain())
+        except ValidationError as error:
+            more = [mistake for mistake in explain(error, rest, schema) if mistake.is_contradiction]
+        else:
+            break
+        hidden += [mistake for mistake in more if not mistake.concerns(left_out)]
+        left_out += [path for mistake in more for path in mistake.paths]
+        tree = rest
+    return hidden
 
 
 def _error(mistakes: list[str], where: str) -> ConfigError:

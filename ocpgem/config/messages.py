@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import difflib
 import enum
-import types
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -14,17 +13,20 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from ocpgem.config.tree import Tree
+from ocpgem.config.schema import UNIONS, all_paths, fields_at, models_at, union_parts
+from ocpgem.config.section import ContradictionError
+from ocpgem.config.tree import Path, Tree
 
-Path = tuple[str | int, ...]
-
-_UNIONS = (typing.Union, types.UnionType)
 _NAMES: tuple[tuple[type, str], ...] = (
     (bool, "true or false"),
     (int, "a whole number"),
     (float, "a number"),
     (PurePath, "a path"),
     (str, "text"),
+)
+_OTHER_KINDS = (
+    *("extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found"),
+    *("value_error", "assertion_error"),
 )
 _CONSTRAINTS = (
     ("gt", "> {}"),
@@ -38,38 +40,74 @@ _CONSTRAINTS = (
 )
 
 
-def explain(error: ValidationError, tree: Tree, schema: type[BaseModel]) -> list[str]:
-    """Return one line for each mistake pydantic found in `tree`, in the order of the file."""
-    lines: dict[Path, list[str]] = {}
+@dataclass(frozen=True)
+class Mistake:
+    """A line about what is wrong, and the values that it is about.
+
+    is_contradiction: the values are right by themselves; is_refusal: the value is refused as a whole.
+    """
+
+    line: str
+    paths: tuple[Path, ...]
+    is_contradiction: bool = False
+    is_refusal: bool = False
+
+    def concerns(self, others: Sequence[Path]) -> bool:
+        """Whether it is about one of `others`, a part of it or a section that holds it."""
+        return any(path[: len(other)] == other[: len(path)] for path in self.paths for other in others)
+
+
+def explain(error: ValidationError, tree: Tree, schema: type[BaseModel]) -> list[Mistake]:
+    """Return each mistake pydantic found in `tree`, in the order of the file."""
+    found: dict[Path, list[Mistake]] = {}
     for detail in error.errors():
         path = _path_in(tree, detail)
-        line = _sentence(detail, path, tree, schema)
-        if line not in lines.setdefault(path, []):  # a union reports each of its branches
-            lines[path].append(line)
-    return [line for found in lines.values() for line in found]
+        here = found.setdefault(path, [])
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, ContradictionError):
+            here += [_contradiction(keys, sentence, path, tree) for keys, sentence in cause.found]
+            continue
+        # An unknown key may be any key of its section, misspelt.
+        about = path[:-1] if detail["type"] == "extra_forbidden" else path
+        is_refusal = detail["type"] not in _OTHER_KINDS and detail["loc"][-1:] != ("[key]",)
+        mistake = Mistake(_sentence(detail, path, tree, schema), (about,), is_refusal=is_refusal)
+        if mistake not in here:
+            here.append(mistake)
+    return [mistake for path in found for mistake in _without_echoes(path, found)]
+
+
+def _without_echoes(path: Path, found: Mapping[Path, Sequence[Mistake]]) -> list[Mistake]:
+    """Return the mistakes at `path` once: each branch of a union refuses a value, and some look into it first."""
+    refusals = [mistake for mistake in found[path] if mistake.is_refusal]
+    others = [mistake for mistake in found[path] if not mistake.is_refusal]
+    looked_into = any(mistake.is_contradiction for mistake in others) or any(
+        len(inner) > len(path) and inner[: len(path)] == path for inner in found
+    )
+    if not refusals or looked_into:
+        return others
+    return [max(refusals, key=lambda mistake: len(mistake.line)), *others]  # the longest has a hint
+
+
+def _contradiction(keys: Sequence[str], sentence: str, section: Path, tree: Tree) -> Mistake:
+    paths = tuple((*section, *key.split(".")) for key in keys)
+    given = [value.origin for value in map(tree.given, paths) if value is not None]
+    if not given and section:
+        given = [tree.at(section).origin]
+    origins = " and ".join(dict.fromkeys(given))
+    name = "" if not section or sentence.startswith(_dotted(section)) else f"{_dotted(section)}: "
+    return Mistake(f"{name}{sentence}" + (f" ({origins})" if origins else ""), paths, is_contradiction=True)
 
 
 def refuse_booleans_for_numbers(tree: Tree, schema: type[BaseModel]) -> list[str]:
     """Return a line for each true or false in the place of a number, which pydantic takes for 1 and 0."""
     lines = []
-    for path, value in _leaves(tree):
-        fields = list(_fields_at(schema, path, tree)) if isinstance(value.content, bool) else []
-        parts = [
-            part for field in fields for part in _union_parts(field.annotation) if part is not type(None)
-        ]
+    for path, value in tree.leaves():
+        fields = list(fields_at(schema, path, tree)) if isinstance(value.content, bool) else []
+        parts = [part for field in fields for part in union_parts(field.annotation) if part is not type(None)]
         if parts and all(part in (int, float) for part in parts):
             shown = f"{_dotted(path)} is {_shown(value.content)}"
             lines.append(f"{shown}; it must be {_allowed(fields)} ({value.origin})")
     return lines
-
-
-def _leaves(tree: Tree, prefix: Path = ()) -> Iterator[tuple[Path, Tree]]:
-    if isinstance(tree.content, dict | list):
-        items = tree.content.items() if isinstance(tree.content, dict) else enumerate(tree.content)
-        for key, value in items:
-            yield from _leaves(value, (*prefix, key))
-    else:
-        yield prefix, tree
 
 
 def _path_in(tree: Tree, detail: ErrorDetails) -> Path:
@@ -92,10 +130,11 @@ def _sentence(detail: ErrorDetails, path: Path, tree: Tree, schema: type[BaseMod
     kind, name = detail["type"], _dotted(path)
     value = tree.at(path)
     source = f" ({value.origin})"
-    fields = list(_fields_at(schema, path, tree))
+    fields = list(fields_at(schema, path, tree))
     allowed = _allowed(fields)
-    if detail["loc"] and detail["loc"][-1] == "[key]":
-        return f"{name} is not possible as a key: {detail['msg'][:1].lower()}{detail['msg'][1:]}{source}"
+    if detail["loc"][-1:] == ("[key]",):
+        reason = str(detail.get("ctx", {}).get("error", "")) or detail["msg"][:1].lower() + detail["msg"][1:]
+        return f"{_shown(path[-1])} is not possible as a key of {_dotted(path[:-1])}: {reason}{source}"
     if kind == "extra_forbidden":
         return f"{name} is not a known key{_suggestion(path, tree, schema)}{source}"
     if kind == "union_tag_invalid":
@@ -104,13 +143,15 @@ def _sentence(detail: ErrorDetails, path: Path, tree: Tree, schema: type[BaseMod
         return f"{name} is missing; it must be {allowed or 'given'}{source}"
     if kind in ("value_error", "assertion_error"):
         message = str(detail["ctx"]["error"]).rstrip(".")
-        if not path or message.startswith(name):
+        if not path:
+            return message
+        if message.startswith(name):
             return f"{message}{source}"
         shown = "" if isinstance(value.content, dict) else f" is {_shown(value.plain())}"
         return f"{name}{shown}: {message}{source}"
     hint = (
         "; quote it to make it text"
-        if kind == "string_type" and not isinstance(value.content, dict | list)
+        if kind == "string_type" and not isinstance(value.content, dict | list | None)
         else ""
     )
     is_what = "is empty" if value.content is None else f"is {_shown(value.plain())}"
@@ -132,92 +173,20 @@ def _suggestion(path: Path, tree: Tree, schema: type[BaseModel]) -> str:
     *section, key = path
     here = list(
         dict.fromkeys(
-            name for model in _models_at(schema, tuple(section), tree) for name in model.model_fields
+            name for model in models_at(schema, tuple(section), tree) for name in model.model_fields
         )
     )
     close = difflib.get_close_matches(str(key), here, n=1)
     if close:
         return f"; did you mean '{_dotted((*section, close[0]))}'?"
     by_name: dict[str, list[Path]] = {}
-    for candidate in dict.fromkeys(_all_paths(schema)):
+    for candidate in dict.fromkeys(all_paths(schema)):
         if candidate != path:
             by_name.setdefault(str(candidate[-1]), []).append(candidate)
     close = difflib.get_close_matches(str(key), list(by_name), n=1, cutoff=0.75)
     if close:
         return "; did you mean " + " or ".join(f"'{_dotted(found)}'" for found in by_name[close[0]][:3]) + "?"
     return f"; the keys here are {', '.join(here)}" if here else ""
-
-
-def _all_paths(model: type[BaseModel], prefix: Path = (), above: tuple[type, ...] = ()) -> Iterator[Path]:
-    """Yield the path of every key a schema knows, outermost first (not through lists, maps or recursion)."""
-    inner: list[tuple[Path, type[BaseModel]]] = []
-    for name, field in model.model_fields.items():
-        yield (*prefix, name)
-        parts = _union_parts(field.annotation)
-        inner += [
-            ((*prefix, name), part) for part in parts if _is_model(part) and part not in (*above, model)
-        ]
-    for path, part in inner:
-        yield from _all_paths(part, path, (*above, model))
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
-
-
-def _union_parts(annotation: Any) -> list[Any]:
-    """Return the alternatives of a union, looking through Annotated; one entry for anything else."""
-    if get_origin(annotation) is Annotated:
-        return _union_parts(get_args(annotation)[0])
-    if get_origin(annotation) in _UNIONS:
-        return [inner for part in get_args(annotation) for inner in _union_parts(part)]
-    return [annotation]
-
-
-def _fields_at(schema: type[BaseModel], path: Path, tree: Tree) -> Iterator[FieldInfo]:
-    """Yield what the schema says about a path: a field, or one per union branch that fits the values."""
-    fields = [FieldInfo(annotation=schema)]
-    here: Tree | None = tree
-    for key in path:
-        fields = [inner for field in fields for inner in _step(field, key, here)]
-        here = here.child(key) if here is not None else None
-    yield from fields
-
-
-def _step(field: FieldInfo, key: str | int, tree: Tree | None) -> Iterator[FieldInfo]:
-    for model in _fitting_models(field, tree):
-        if str(key) in model.model_fields:
-            yield model.model_fields[str(key)]
-    for part in _union_parts(field.annotation):
-        origin, args = get_origin(part), get_args(part)
-        if isinstance(origin, type) and issubclass(origin, Mapping) and len(args) == 2:
-            yield FieldInfo.from_annotation(args[1])
-        elif isinstance(origin, type) and issubclass(origin, Sequence | set | frozenset) and args:
-            fixed = origin is tuple and not (len(args) == 2 and args[1] is Ellipsis)
-            index = key if fixed and isinstance(key, int) and key < len(args) else 0
-            yield FieldInfo.from_annotation(args[index])
-
-
-def _models_at(schema: type[BaseModel], path: Path, tree: Tree) -> Iterator[type[BaseModel]]:
-    here = tree.at(path)
-    for field in _fields_at(schema, path, tree):
-        yield from _fitting_models(field, here)
-
-
-def _fitting_models(field: FieldInfo, tree: Tree | None) -> list[type[BaseModel]]:
-    """Return the sections a field can hold; of several, those whose tags agree with the values."""
-    models = [part for part in _union_parts(field.annotation) if _is_model(part)]
-    return [model for model in models if _tags_fit(model, tree)] or models
-
-
-def _tags_fit(model: type[BaseModel], tree: Tree | None) -> bool:
-    """Say whether the values given agree with the model's Literal fields, which tell union branches apart."""
-    for name, field in model.model_fields.items():
-        given = tree.child(name) if tree is not None else None
-        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-        if given is not None and choices and given.plain() not in choices:
-            return False
-    return True
 
 
 def _allowed(fields: Sequence[FieldInfo]) -> str:
@@ -235,7 +204,7 @@ def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         inner, *more = get_args(annotation)
         return _describe(inner, [*metadata, *more])
     limits = _limits(metadata)
-    if get_origin(annotation) in _UNIONS:
+    if get_origin(annotation) in UNIONS:
         parts = [part for part in get_args(annotation) if part is not type(None)]
         text = " or ".join(dict.fromkeys(_describe(part) for part in parts)) + limits
         return text + " or null" if len(parts) < len(get_args(annotation)) else text

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -23,7 +23,7 @@ _IMPLICIT = (
     ),
 )
 
-
+Path = tuple[str | int, ...]
 _Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
 
 
@@ -57,10 +57,14 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _decimal)
 
 @dataclass(frozen=True)
 class Tree:
-    """A configuration value: a map of trees, a list of trees, or a scalar; `origin` says where it stands."""
+    """A configuration value: a map of trees, a list of trees, or a scalar; `origin` says where it stands.
+
+    takes_back: a null that was laid over another value.
+    """
 
     content: Any
     origin: str
+    takes_back: bool = False
 
     def plain(self) -> Any:
         """Return the value without origins."""
@@ -73,7 +77,8 @@ class Tree:
     def merged(self, later: Tree) -> Tree:
         """Return this tree with `later` laid over it: maps merge, everything else is replaced."""
         if not (isinstance(self.content, dict) and isinstance(later.content, dict)):
-            return later
+            takes_back = later.content is None and (self.content is not None or self.takes_back)
+            return replace(later, takes_back=takes_back or later.takes_back)
         content = dict(self.content)
         for key, value in later.content.items():
             content[key] = content[key].merged(value) if key in content else value
@@ -88,7 +93,7 @@ class Tree:
             return self.content[key]
         return None
 
-    def at(self, path: Sequence[str | int]) -> Tree:
+    def at(self, path: Path) -> Tree:
         """Return the value at `path`, or the innermost one that contains it."""
         here = self
         for key in path:
@@ -97,6 +102,45 @@ class Tree:
                 break
             here = inner
         return here
+
+    def given(self, path: Path) -> Tree | None:
+        """Return the value that settles `path`: itself, a word that stands for a section above it, or None."""
+        here = self
+        for key in path:
+            if not isinstance(here.content, dict | list):
+                break
+            inner = here.child(key)
+            if inner is None:
+                return None
+            here = inner
+        return here
+
+    def leaves(self, prefix: Path = ()) -> Iterator[tuple[Path, Tree]]:
+        """Yield every scalar with its path."""
+        if isinstance(self.content, dict | list):
+            items = self.content.items() if isinstance(self.content, dict) else enumerate(self.content)
+            for key, value in items:
+                yield from value.leaves((*prefix, key))
+        else:
+            yield prefix, self
+
+    def without(self, paths: Iterable[Path]) -> Tree:
+        """Return this tree without the values at `paths`; a list is left out as a whole."""
+        rest = self
+        for path in paths:
+            rest = rest._without(path)
+        return rest
+
+    def _without(self, path: Path) -> Tree:
+        inner = self.child(path[0]) if path and isinstance(self.content, dict) else None
+        if inner is None:
+            return self
+        content = dict(self.content)
+        if len(path) > 1 and isinstance(inner.content, dict):
+            content[str(path[0])] = inner._without(path[1:])
+        else:
+            del content[str(path[0])]
+        return Tree(content, self.origin)
 
 
 def read_tree(text: str, where: str) -> Tree:

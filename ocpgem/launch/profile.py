@@ -1,12 +1,13 @@
 """A cluster profile: what a job asks of SLURM, as a YAML file of `slurm/` says it."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from ocpgem.config import Section, load_config
+from ocpgem.config import Contradiction, Section, load_config
 from ocpgem.errors import ConfigError
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?")
@@ -161,19 +162,20 @@ class ClusterProfile(Section):
                 )
         return value
 
-    @model_validator(mode="after")
-    def _each_rank_has_its_gpu(self) -> "ClusterProfile":
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Each rank has its GPU, and the job some time."""
         if self.gpus_per_node and self.ranks_per_node > self.gpus_per_node:
-            raise ValueError(
+            yield (
+                ("tasks_per_node", "gpus_per_node"),
                 f"tasks_per_node is {self.tasks_per_node} and gpus_per_node {self.gpus_per_node}; "
-                "a rank uses one GPU, so there must not be more ranks than GPUs"
+                "a rank uses one GPU, so there must not be more ranks than GPUs",
             )
         if self.minutes * 60 <= self.signal_seconds:
-            raise ValueError(
+            yield (
+                ("time", "signal_seconds"),
                 f"time is {self.time}, not more than signal_seconds ({self.signal_seconds} s); "
-                "the job would be told to stop as soon as it starts"
+                "the job would be told to stop as soon as it starts",
             )
-        return self
 
 
 def load_profile(path: Path, changes: list[str]) -> ClusterProfile:

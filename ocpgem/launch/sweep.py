@@ -3,12 +3,13 @@
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ocpgem.config import Section, load_config
+from ocpgem.config import Contradiction, Section, load_config
 
 MAX_RUNS = 1000
 
@@ -24,21 +25,22 @@ class SweepSection(Section):
     )
     parallel: int | None = Field(None, ge=1, description="how many runs may be active at the same time")
 
-    @model_validator(mode="after")
-    def _describes_runs(self) -> "SweepSection":
+    def contradictions(self) -> Iterator[Contradiction]:
+        """It describes runs, each once."""
+        both = ("grid", "list")
         if bool(self.grid) == bool(self.list_):
-            raise ValueError("a sweep file holds either grid or list, with at least one setting")
-        empty = [key for key, values in self.grid.items() if not values]
-        if empty:
-            raise ValueError(f"grid.{empty[0]} has no values")
+            yield both, "a sweep file holds either grid or list, with at least one setting"
+            return
+        for key, values in self.grid.items():
+            if not values:
+                yield ("grid",), f"grid.{key} has no values"
         if any(not each for each in self.list_):
-            raise ValueError("list holds a run without settings")
+            yield ("list",), "list holds a run without settings"
         runs = self.runs()
         if len(runs) > MAX_RUNS:
-            raise ValueError(f"the sweep has {len(runs)} runs; at most {MAX_RUNS} are submitted at once")
+            yield both, f"the sweep has {len(runs)} runs; at most {MAX_RUNS} are submitted at once"
         if len({str(each) for each in runs}) < len(runs):
-            raise ValueError("two runs of the sweep have the same settings")
-        return self
+            yield both, "two runs of the sweep have the same settings"
 
     def runs(self) -> list[dict[str, Any]]:
         """The settings of each run."""

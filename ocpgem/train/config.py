@@ -1,11 +1,12 @@
 """The configuration of a training run: everything that `python main.py train CONFIG` reads."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ocpgem.config import Section
+from ocpgem.config import Contradiction, Name, Section
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.train.data_section import DataSetEntry, DataSetSection, SkipSection, as_section
 from ocpgem.train.logger_section import LoggerSection
@@ -25,11 +26,11 @@ class BatchBudget(Section):
         "few systems; parameters and the optimiser's state are not in it",
     )
 
-    @model_validator(mode="after")
-    def _has_one_unit(self) -> "BatchBudget":
-        if sum(amount is not None for amount in (self.atoms, self.edges, self.memory_gb)) != 1:
-            raise ValueError("a budget is given in one unit: {atoms: N}, {edges: N} or {memory_gb: X}")
-        return self
+    def contradictions(self) -> Iterator[Contradiction]:
+        """A budget has one unit."""
+        units = ("atoms", "edges", "memory_gb")
+        if sum(getattr(self, unit) is not None for unit in units) != 1:
+            yield units, "a budget is given in one unit: {atoms: N}, {edges: N} or {memory_gb: X}"
 
 
 BatchSize = Annotated[int, Field(ge=1)] | BatchBudget
@@ -42,7 +43,7 @@ class DataSection(Section):
     train: DataSetEntry | Annotated[list[DataSetEntry], Field(min_length=1)] = Field(
         description="data set to train on, or several; each a path, or a section with its path and what is used of it"
     )
-    val: dict[str, DataSetEntry] = Field(
+    val: dict[Name, DataSetEntry] = Field(
         default_factory=dict, description="name -> data set; the first one picks the best model"
     )
     skip: SkipSection = SkipSection()
@@ -89,12 +90,12 @@ class DataSection(Section):
         """Every path that this section names."""
         return [path for entry in (*self.train_sets, *self.val_sets.values()) for path in entry.files]
 
-    @model_validator(mode="after")
-    def _weights_concern_training(self) -> "DataSection":
-        weighted = [name for name, entry in self.val_sets.items() if entry.weight != 1]
-        if weighted:
-            raise ValueError(f"val.{weighted[0]}.weight must be 1: validation scores every record once")
-        return self
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Weights concern training."""
+        for name, entry in self.val_sets.items():
+            if entry.weight != 1:
+                key = f"val.{name}.weight"
+                yield (key,), f"{key} must be 1: validation scores every record once"
 
 
 class ScaleFactorSection(Section):
@@ -115,6 +116,14 @@ class LossSection(Section):
         description="eV/A; errors much smaller than this count quadratically at the start of the run, so that rare "
         "large forces lead; falls to 0 by the middle of the run",
     )
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Something is trained."""
+        if self.energy == 0 and self.forces == 0:
+            yield (
+                ("energy", "forces"),
+                "loss.energy and loss.forces are both 0; at least one must be positive",
+            )
 
 
 class PlateauSection(Section):
@@ -142,17 +151,22 @@ class ScheduleSection(Section):
     milestones: list[int] = Field(default_factory=list, description="step: multiply by gamma at these steps")
     gamma: float = Field(0.8, gt=0, le=1)
 
-    @model_validator(mode="after")
-    def _milestones_belong_to_step(self) -> "ScheduleSection":
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Each schedule has what it needs, and nothing of another."""
         if (self.name == "step") != bool(self.milestones):
-            raise ValueError("milestones must be given for the schedule 'step' and for no other")
+            yield (
+                ("name", "milestones"),
+                "milestones must be given for the schedule 'step' and for no other",
+            )
         if self.milestones != sorted(set(self.milestones)):
-            raise ValueError("milestones must increase")
+            yield ("milestones",), "milestones must increase"
         if (self.name == "exponential") != (self.decay_steps is not None):
-            raise ValueError("decay_steps must be given for the schedule 'exponential' and for no other")
+            yield (
+                ("name", "decay_steps"),
+                "decay_steps must be given for the schedule 'exponential' and for no other",
+            )
         if self.name == "exponential" and self.final_factor == 0:
-            raise ValueError("final_factor must be positive for the schedule 'exponential'")
-        return self
+            yield ("name", "final_factor"), "final_factor must be positive for the schedule 'exponential'"
 
     @property
     def on_plateau(self) -> PlateauSection | None:
@@ -171,11 +185,13 @@ class ParameterGroup(Section):
     weight_decay: float | None = Field(None, ge=0, le=10, description="null: that of the rest")
     frozen: bool = Field(False, description="keep the values they have")
 
-    @model_validator(mode="after")
-    def _frozen_is_all(self) -> "ParameterGroup":
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Frozen parameters are not trained in any way."""
         if self.frozen and (self.lr_factor != 1 or self.weight_decay is not None):
-            raise ValueError("frozen parameters have neither lr_factor nor weight_decay")
-        return self
+            yield (
+                ("frozen", "lr_factor", "weight_decay"),
+                "frozen parameters have neither lr_factor nor weight_decay",
+            )
 
 
 class OptimSection(Section):
@@ -304,12 +320,6 @@ class TrainConfig(Section):
             return {"normalization": "keep"} | values
         return values
 
-    @model_validator(mode="after")
-    def _only_fine_tuning_has_something_to_keep(self) -> "TrainConfig":
-        if self.normalization.keep and self.start_from is None:
-            raise ValueError("normalization: keep needs start_from, whose normalisation it keeps")
-        return self
-
     @property
     def files(self) -> list[tuple[str, Path]]:
         """Every path that a run with this configuration reads, each with the section that names it."""
@@ -331,48 +341,74 @@ class TrainConfig(Section):
             )
         return value
 
-    @model_validator(mode="after")
-    def _compiles_only_what_can_be(self) -> "TrainConfig":
-        if self.compile == "off":
-            return self
-        if self.model.forces == "gradient":
-            raise ValueError(
-                f"compile: {self.compile} does not work with model.forces: gradient, which need a second derivative "
-                "that torch.compile does not have; use compile: off"
+    def contradictions(self) -> Iterator[Contradiction]:
+        """What the sections ask for can be done together."""
+        yield from self._compiling()
+        yield from self._without_forces()
+        yield from self._sending()
+        if self.normalization.keep and self.start_from is None:
+            yield (
+                ("normalization.keep", "start_from"),
+                "normalization: keep needs start_from, whose normalisation it keeps",
             )
-        others = {
-            "activation_checkpointing: true": self.activation_checkpointing,
-            "parallel.zero_stage: 3": self.parallel.zero_stage == 3,
-            "parallel.graph above 1": self.parallel.graph > 1,
-            "parallel.overlap: true": self.parallel.overlap,
-        }
-        for other, is_on in others.items():
-            if is_on:
-                raise ValueError(f"compile: {self.compile} does not work with {other}; turn one of them off")
-        return self
-
-    @model_validator(mode="after")
-    def _forces_are_trained_only_if_predicted(self) -> "TrainConfig":
-        if self.model.forces == "none" and self.loss.forces > 0:
-            raise ValueError("loss.forces must be 0 for a model with forces: none")
-        if self.model.forces == "none" and self.validation.metric == "forces_mae":
-            raise ValueError("validation.metric must be energy_mae for a model with forces: none")
-        if self.parallel.zero_stage == 3 and self.model.forces in ("gradient", "none"):
-            raise ValueError(
-                "parallel.zero_stage is 3, which works only with direct forces, but model.forces is "
-                f"{self.model.forces}; use 0, 1 or 2"
-            )
-        sending = {"overlap: true": self.parallel.overlap, "zero_stage: 3": self.parallel.zero_stage == 3}
-        for setting, sends_at_once in sending.items():
-            if sends_at_once and self.faults.non_finite == "skip":
-                raise ValueError(
-                    f"faults.non_finite: skip does not work with parallel.{setting}, which has sent gradients before "
-                    "all are known; change one of them"
-                )
         if self.data.hide_elements > 0 and not self.model.shared_embedding:
-            raise ValueError("data.hide_elements needs model.shared_embedding: true")
+            yield (
+                ("data.hide_elements", "model.shared_embedding"),
+                "data.hide_elements needs model.shared_embedding: true",
+            )
         if self.optim.schedule.on_plateau is not None and not self.data.val:
-            raise ValueError("optim.schedule.plateau needs a validation set (data.val)")
-        if self.loss.energy == 0 and self.loss.forces == 0:
-            raise ValueError("loss.energy and loss.forces are both 0; at least one must be positive")
-        return self
+            yield (
+                ("optim.schedule.name", "optim.schedule.plateau", "data.val"),
+                "optim.schedule.plateau needs a validation set (data.val)",
+            )
+
+    def _compiling(self) -> Iterator[Contradiction]:
+        if self.compile == "off":
+            return
+        if self.model.forces == "gradient":
+            yield (
+                ("compile", "model.forces", "model.variant"),
+                f"compile: {self.compile} does not work with model.forces: gradient, which need a second derivative "
+                "that torch.compile does not have; use compile: off",
+            )
+        others = (
+            ("activation_checkpointing", ": true", self.activation_checkpointing),
+            ("parallel.zero_stage", ": 3", self.parallel.zero_stage == 3),
+            ("parallel.graph", " above 1", self.parallel.graph > 1),
+            ("parallel.overlap", ": true", self.parallel.overlap),
+        )
+        for key, value, is_on in others:
+            if is_on:
+                yield (
+                    ("compile", key),
+                    f"compile: {self.compile} does not work with {key}{value}; turn one of them off",
+                )
+
+    def _without_forces(self) -> Iterator[Contradiction]:
+        forces = ("model.forces", "model.variant")
+        if self.model.forces == "none" and self.loss.forces > 0:
+            yield ("loss.forces", *forces), "loss.forces must be 0 for a model with forces: none"
+        if self.model.forces == "none" and self.validation.metric == "forces_mae":
+            yield (
+                ("validation.metric", *forces),
+                "validation.metric must be energy_mae for a model with forces: none",
+            )
+        if self.parallel.zero_stage == 3 and self.model.forces in ("gradient", "none"):
+            yield (
+                ("parallel.zero_stage", *forces),
+                "parallel.zero_stage is 3, which works only with direct forces, but model.forces is "
+                f"{self.model.forces}; use 0, 1 or 2",
+            )
+
+    def _sending(self) -> Iterator[Contradiction]:
+        sending = (
+            ("parallel.overlap", "true", self.parallel.overlap),
+            ("parallel.zero_stage", "3", self.parallel.zero_stage == 3),
+        )
+        for key, value, sends_at_once in sending:
+            if sends_at_once and self.faults.non_finite == "skip":
+                yield (
+                    ("faults.non_finite", key),
+                    f"faults.non_finite: skip does not work with {key}: {value}, which has sent gradients before "
+                    "all are known; change one of them",
+                )

@@ -1,10 +1,11 @@
 """The part of a configuration that says which records of which data sets are used, and as what."""
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ocpgem.config import Section
+from ocpgem.config import Contradiction, Section
 
 
 class SubsetSection(Section):
@@ -22,14 +23,13 @@ class SubsetSection(Section):
         None, description="file with the numbers of the records, from 0 (text or .npy)"
     )
 
-    @model_validator(mode="after")
-    def _one_rule(self) -> "SubsetSection":
-        given = [name for name in ("first", "fraction", "indices") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError("a subset needs exactly one of first, fraction and indices")
+    def contradictions(self) -> Iterator[Contradiction]:
+        """There is one rule."""
+        rules = ("first", "fraction", "indices")
+        if sum(getattr(self, rule) is not None for rule in rules) != 1:
+            yield rules, "a subset needs exactly one of first, fraction and indices"
         if self.seed and self.fraction is None:
-            raise ValueError("seed belongs to fraction, which is not given")
-        return self
+            yield ("seed", "fraction"), "seed belongs to fraction, which is not given"
 
 
 class DataSetSection(Section):
@@ -78,13 +78,11 @@ class SkipSection(Section):
         None, gt=0, description="training records with a larger absolute energy per atom are left out, eV"
     )
 
-    @model_validator(mode="after")
-    def _limits_need_permission(self) -> "SkipSection":
-        names = ("max_atoms", "max_force", "max_energy_per_atom")
-        limits = [name for name in names if getattr(self, name) is not None]
-        if limits and not self.allow:
-            raise ValueError(f"{limits[0]} leaves records out, which needs allow: true")
-        return self
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Limits need permission."""
+        for limit in ("max_atoms", "max_force", "max_energy_per_atom"):
+            if getattr(self, limit) is not None and not self.allow:
+                yield (limit, "allow"), f"{limit} leaves records out, which needs allow: true"
 
 
 DataSetEntry = str | DataSetSection

@@ -1,10 +1,11 @@
 """The section `parallel` of a configuration."""
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from ocpgem.config import Section
+from ocpgem.config import Contradiction, Section
 
 
 class ParallelSection(Section):
@@ -32,12 +33,20 @@ class ParallelSection(Section):
         "smaller than the model); then a rank that runs out of memory or a loss that is not finite ends the run",
     )
 
-    @model_validator(mode="after")
-    def _can_be_combined(self) -> "ParallelSection":
+    def contradictions(self) -> Iterator[Contradiction]:
+        """What can be combined."""
         if self.zero_stage == 3 and self.graph > 1:
-            raise ValueError(f"graph is {self.graph}, which works with zero_stage 0, 1 and 2, not with 3")
+            yield (
+                ("zero_stage", "graph"),
+                f"graph is {self.graph}, which works with zero_stage 0, 1 and 2, not with 3",
+            )
         if self.overlap and self.zero_stage == 0:
-            raise ValueError("overlap needs zero_stage 1, 2 or 3: stage 0 sums gradients once all are there")
+            yield (
+                ("overlap", "zero_stage"),
+                "overlap needs zero_stage 1, 2 or 3: stage 0 sums gradients once all are there",
+            )
         if self.overlap and self.graph > 1:
-            raise ValueError(f"overlap does not work with graph above 1, and graph is {self.graph}")
-        return self
+            yield (
+                ("overlap", "graph"),
+                f"overlap does not work with graph above 1, and graph is {self.graph}",
+            )

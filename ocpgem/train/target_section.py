@@ -1,10 +1,11 @@
 """The part of a configuration that says where the normalisation of the targets comes from."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
-from ocpgem.config import Section
+from ocpgem.config import Contradiction, Section
 from ocpgem.models.normalization import MAX_ATOMIC_NUMBER
 
 
@@ -19,11 +20,10 @@ class ElementReferencesSection(Section):
     )
     file: str | None = Field(None, description=".npz (coeff), .pt (fairchem) or .json, instead of a fit")
 
-    @model_validator(mode="after")
-    def _fit_or_file(self) -> "ElementReferencesSection":
+    def contradictions(self) -> Iterator[Contradiction]:
+        """They have one source."""
         if (self.fit is None) == (self.file is None):
-            raise ValueError("element_references needs either fit or file")
-        return self
+            yield ("fit", "file"), "element_references needs either fit or file"
 
 
 class NormalizationSection(Section):
@@ -69,8 +69,8 @@ class NormalizationSection(Section):
         named = (self.file, self.energy_file, self.forces_file, references)
         return [path for path in named if path is not None]
 
-    @model_validator(mode="after")
-    def _one_source_each(self) -> "NormalizationSection":
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Each number has one source."""
         given = {name for name in type(self).model_fields if getattr(self, name) not in (None, False, {})}
         for one, other in (
             ("energy_file", "energy_mean"),
@@ -79,19 +79,22 @@ class NormalizationSection(Section):
             ("element_references", "element_energies"),
         ):
             if {one, other} <= given:
-                raise ValueError(f"{one} and {other} give the same numbers; keep one of them")
+                yield (one, other), f"{one} and {other} give the same numbers; keep one of them"
         for everything in ("file", "keep"):
             if everything in given and given != {everything}:
-                others = ", ".join(sorted(given - {everything}))
-                raise ValueError(f"{everything} gives everything; leave out {others}")
+                others = sorted(given - {everything})
+                yield (everything, *others), f"{everything} gives everything; leave out {', '.join(others)}"
         energy = "energy_file" in given or {"energy_mean", "energy_std"} <= given
         if self.fit and energy and given & {"forces_std", "forces_file"}:
-            raise ValueError(
-                "fit: true has nothing to fit, because mean and standard deviations are all given"
+            yield (
+                ("fit", *sorted(given - {"fit"})),
+                "fit: true has nothing to fit, because mean and standard deviations are all given",
             )
         if self.sample is not None and not self.fits_something:
-            raise ValueError("sample belongs to a fit; set fit: true or element_references.fit")
-        return self
+            yield (
+                ("sample", "fit", "element_references.fit"),
+                "sample belongs to a fit; set fit: true or element_references.fit",
+            )
 
 
 def _from_word(value: Any) -> Any:

@@ -1,14 +1,15 @@
 """Reading configurations: merging, overrides, round trips, and what each mistake is answered with."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
-from ocpgem.config import Section, dump_config, load_config, parse_config
+from ocpgem.config import Contradiction, Section, dump_config, load_config, parse_config
 from ocpgem.errors import ConfigError
 
 
@@ -41,19 +42,31 @@ class Split(Section):
     limit: int | None = None
 
 
+class Budget(Section):
+    atoms: int | None = Field(None, ge=1)
+    edges: int | None = Field(None, ge=1)
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if (self.atoms is None) == (self.edges is None):
+            yield ("atoms", "edges"), "a budget is given in one unit"
+
+
 class Root(Section):
     name: str = "run"
     model: Annotated[Gemnet | Schnet, Field(discriminator="kind")] = Gemnet()
     optim: Optim = Optim()
     references: dict[int, float] = Field(default_factory=dict)
     splits: list[Split] = Field(default_factory=list)
+    parts: str | Split | list[str | Split] | None = None
+    size: Annotated[int, Field(ge=1)] | Budget = 8
     weights: list[float] = Field(default_factory=list)
 
-    @model_validator(mode="after")
-    def _lr_fits_amsgrad(self) -> "Root":
+    def contradictions(self) -> Iterator[Contradiction]:
         if self.optim.amsgrad and self.optim.lr > 0.1:
-            raise ValueError(f"optim.lr is {self.optim.lr}; with amsgrad it must not exceed 0.1")
-        return self
+            yield (
+                ("optim.amsgrad", "optim.lr"),
+                f"optim.lr is {self.optim.lr}; with amsgrad it must not exceed 0.1",
+            )
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -143,6 +156,28 @@ def test_an_override_sets_one_value(override: str, path: tuple[Any, ...], value:
 def test_the_last_override_wins(tmp_path: Path) -> None:
     file = write(tmp_path, "c.yaml", "name: x")
     assert load_config(file, ["name=a", "name=b"], Root).name == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        ("references: {1: null}", [], {8: -2.0}),
+        ("references: null", [], {}),
+        ("references: {}", [], {1: -1.0, 8: -2.0}),
+        ("name: x", ["references.8=null"], {1: -1.0}),
+        ("name: x", ["references={1: null, 8: null, 6: -3}"], {6: -3.0}),
+        ("name: x", ["references.8=null", "references.8=null"], {1: -1.0}),
+        ("name: x", ["references.8=null", "references.8=5"], {1: -1.0, 8: 5.0}),
+        ("references: {6: -3}", ["references=null"], {}),
+        ("references: {6: -3}", ["references=null", "references.7=-4"], {7: -4.0}),
+    ],
+)
+def test_null_takes_names_of_a_map_back(
+    text: str, overrides: list[str], expected: dict[int, float], tmp_path: Path
+) -> None:
+    write(tmp_path, "base.yaml", "references: {1: -1, 8: -2}")
+    path = write(tmp_path, "c.yaml", f"includes: [base.yaml]\n{text}")
+    assert load_config(path, overrides, Root).references == expected
 
 
 def test_anchors_may_be_used(tmp_path: Path) -> None:
@@ -236,7 +271,7 @@ def test_stored_text_must_be_complete() -> None:
         ("weights: [1, true]", "weights[1] is true; it must be a number ({c} line 1)"),
         (
             "references: {a: 1}",
-            "references.a is not possible as a key: input should be a valid integer, unable to parse string "
+            "'a' is not possible as a key of references: input should be a valid integer, unable to parse string "
             "as an integer ({c} line 1)",
         ),
         ("splits: [{limit: 3}]", "splits[0].path is missing; it must be a path ({c} line 1)"),
@@ -278,8 +313,31 @@ def test_stored_text_must_be_complete() -> None:
         (
             "zzzz: 1",
             "zzzz is not a known key; "
-            "the keys here are name, model, optim, references, splits, weights ({c} line 1)",
+            "the keys here are name, model, optim, references, splits, parts, size, weights ({c} line 1)",
         ),
+        (
+            "parts: 5",
+            "parts is 5; it must be text or a section with the keys path, limit or a list, each text or a section "
+            "with the keys path, limit or null; quote it to make it text ({c} line 1)",
+        ),
+        ("parts: {path: a, limit: x}", "parts.limit is 'x'; it must be a whole number or null ({c} line 1)"),
+        ("parts: {}", "parts.path is missing; it must be a path ({c} line 1)"),
+        ("parts: [a, {limit: 3}]", "parts[1].path is missing; it must be a path ({c} line 1)"),
+        (
+            "parts: [a, 3]",
+            "parts[1] is 3; it must be text or a section with the keys path, limit; quote it to make it text "
+            "({c} line 1)",
+        ),
+        (
+            "size: 0",
+            "size is 0; it must be a whole number >= 1 or a section with the keys atoms, edges ({c} line 1)",
+        ),
+        (
+            "size: {atom: 10}",
+            "size.atom is not a known key; did you mean 'size.atoms'? ({c} line 1)",
+        ),
+        ("size: {}", "size: a budget is given in one unit ({c} line 1)"),
+        ("size: {atoms: 1, edges: 2}", "size: a budget is given in one unit ({c} line 1)"),
     ],
 )
 def test_a_mistake_is_one_sentence_with_path_value_limit_and_line(
@@ -326,6 +384,10 @@ def test_a_long_value_is_shortened(tmp_path: Path) -> None:
         ("weights=*x", "override weights=*x: is not valid YAML: "),
         ("model={kind: gemnet, kind: schnet}", "the key 'kind' is given twice"),
         ("includes=[x.yaml]", "includes is not a known key"),
+        ("references.3=null", "references.3 is empty; it must be a number (override references.3=null)"),
+        ("optim.lr=null", "optim.lr is empty; it must be a number > 0 and <= 1 (override optim.lr=null)"),
+        ("optim=null", "optim is empty; it must be a section with the keys"),
+        ("weights=null", "weights is empty; it must be a list, each a number (override weights=null)"),
         ("opt.lr=3", "opt is not a known key; did you mean 'optim'? (override opt.lr=3)"),
     ],
 )

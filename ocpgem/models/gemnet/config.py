@@ -1,10 +1,11 @@
 """What a GemNet is made of: sizes, bases, cutoffs, paths and heads, checked when the configuration is read."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ocpgem.config import Section
+from ocpgem.config import Contradiction, Section
 from ocpgem.errors import RequestError
 from ocpgem.graph.spec import GraphSpec, Limit
 from ocpgem.models.gemnet.basis import AngularBasisConfig, RadialBasisConfig
@@ -205,41 +206,60 @@ class GemNetConfig(Section):
         variant = values.get("variant", "gemnet_dT")
         return _laid_over(DEFAULTS.get(variant, {}) if isinstance(variant, str) else {}, values)
 
-    @model_validator(mode="after")
-    def _parts_fit_together(self) -> "GemNetConfig":
-        allowed = _FORCES[self.variant]
-        if self.forces not in allowed:
-            raise ValueError(
-                f"forces is {self.forces!r}, but {self.variant} allows only {' or '.join(allowed)}"
-            )
+    def contradictions(self) -> Iterator[Contradiction]:
+        """The parts fit together."""
+        yield from self._of_the_variant()
         if self.atom_edge is not None and not (self.atom_edge.to_edges or self.atom_edge.to_atoms):
-            raise ValueError("atom_edge has neither to_edges nor to_atoms; write atom_edge: null instead")
-        if self.variant.endswith("Q") and self.quadruplets is None:
-            raise ValueError(f"{self.variant} needs quadruplets; without them it is gemnet_T or gemnet_dT")
-        if self.variant.endswith("T") and self.quadruplets is not None:
-            raise ValueError(f"{self.variant} has no quadruplets; with them it is gemnet_Q or gemnet_dQ")
+            yield (
+                ("atom_edge.to_edges", "atom_edge.to_atoms"),
+                "atom_edge has neither to_edges nor to_atoms; write atom_edge: null instead",
+            )
         if self.unseen_pairs == "damp" and not self.has_direct_forces:
-            raise ValueError(
+            yield (
+                ("unseen_pairs", "forces", "variant"),
                 f"unseen_pairs: damp needs direct forces, but forces is {self.forces!r}: "
-                "damped forces are no gradient of an energy"
+                "damped forces are no gradient of an energy",
             )
         if self.force_radial == "before_layers" and self.global_head is not None:
-            raise ValueError("force_radial: before_layers cannot be combined with global_head")
+            yield (
+                ("force_radial", "global_head", "variant"),
+                "force_radial: before_layers cannot be combined with global_head",
+            )
         angular = self.angular_basis
         if (
             angular.radial == "bessel_by_degree"
             and angular.two_angle == "legendre_outer"
             and self.quadruplets
         ):
-            raise ValueError(
+            yield (
+                ("angular_basis.radial", "angular_basis.two_angle", "quadruplets", "variant"),
                 "angular_basis.radial: bessel_by_degree has functions of one degree l each, "
-                "which angular_basis.two_angle: legendre_outer has not; use spherical_harmonics"
+                "which angular_basis.two_angle: legendre_outer has not; use spherical_harmonics",
             )
         try:
             _ = self.graph_spec
         except RequestError as error:
-            raise ValueError(str(error)) from None
-        return self
+            graphs = ("neighbors", "quadruplets", "atom_edge", "atom_atom")
+            limits = [f"{graph}.{limit}" for graph in graphs for limit in ("cutoff", "max_neighbors")]
+            yield (*limits, "quadruplets.tags", "variant"), str(error)
+
+    def _of_the_variant(self) -> Iterator[Contradiction]:
+        allowed = _FORCES[self.variant]
+        if self.forces not in allowed:
+            yield (
+                ("forces", "variant"),
+                f"forces is {self.forces!r}, but {self.variant} allows only {' or '.join(allowed)}",
+            )
+        if self.variant.endswith("Q") and self.quadruplets is None:
+            yield (
+                ("quadruplets", "variant"),
+                f"{self.variant} needs quadruplets; without them it is gemnet_T or gemnet_dT",
+            )
+        if self.variant.endswith("T") and self.quadruplets is not None:
+            yield (
+                ("quadruplets", "variant"),
+                f"{self.variant} has no quadruplets; with them it is gemnet_Q or gemnet_dQ",
+            )
 
     @property
     def graph_spec(self) -> GraphSpec:
