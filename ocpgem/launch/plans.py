@@ -21,6 +21,7 @@ from ocpgem.launch.slurm import have_slurm
 from ocpgem.launch.submission import FROZEN_CONFIG, Plan, job_name
 from ocpgem.launch.sweep import SweepSection, names_of, overrides_of
 from ocpgem.train.config import TrainConfig
+from ocpgem.train.examine import examine
 from ocpgem.train.run import run_path
 from ocpgem.train.run_directory import RunDirectory
 
@@ -54,9 +55,9 @@ def plan_training(request: TrainRequest, found: Findings) -> Plan:
     for config, place in zip(configs, places, strict=True):
         checked(lambda config=config, place=place: RunDirectory(place).check(config), found)  # type: ignore[misc]
         _check_active(place, found)
-    for config in {dump_config(each): each for each in configs}.values():
-        check_training(config, request.profile, found)
-    found.mistakes = list(dict.fromkeys(found.mistakes))
+    for config, place in zip(configs, places, strict=True):
+        check_training(config, place, request.profile, found)
+    found.mistakes, found.notes = list(dict.fromkeys(found.mistakes)), list(dict.fromkeys(found.notes))
     return Plan(
         kind="train",
         name=request.name or job_name("train", home),
@@ -72,23 +73,12 @@ def plan_training(request: TrainRequest, found: Findings) -> Plan:
     )
 
 
-def check_training(config: TrainConfig, profile: ClusterProfile, found: Findings) -> None:
-    """The files that a run reads, and whether its ranks have something to do."""
-    before = len(found.mistakes)
-    check_paths(config.files, found)
-    if len(found.mistakes) == before:
-        from ocpgem.train.datasets import edges_to_read, open_training_set, open_validation_sets
-
-        graph = edges_to_read(config)
-        checked(lambda: open_training_set(config.data, graph), found)
-        checked(lambda: open_validation_sets(config.data, graph), found)
-    size = config.data.batch_size
-    if isinstance(size, int) and size < profile.n_ranks:
-        found.mistakes.append(
-            f"data.batch_size is {size} systems over all ranks, fewer than the "
-            f"{profile.n_ranks} ranks ({profile.nodes} nodes x {profile.ranks_per_node}); raise it or use fewer ranks"
-        )
-    if len(found.mistakes) == before:
+def check_training(config: TrainConfig, place: Path, profile: ClusterProfile, found: Findings) -> None:
+    """What a run in the folder `place` would be refused for, what its ranks need, and whether they have their cores."""
+    examined = examine(config, profile.n_ranks, RunDirectory(place).has_begun)
+    found.mistakes += map(str, examined.mistakes)
+    found.notes += examined.notes
+    if not examined.mistakes:
         checked(lambda: _check_memory(config, profile, found), found)
     loaders = config.data.workers + 1
     if profile.cpus_per_task is not None and profile.cpus_per_task < loaders:

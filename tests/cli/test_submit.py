@@ -85,7 +85,36 @@ def test_every_mistake_is_told_at_once(
     assert "is not empty and holds no run" in error
     assert "data: nowhere does not exist" in error
     assert "start_from.checkpoint: no_model does not exist" in error
-    assert "data.batch_size is 4 systems over all ranks, fewer than the 8 ranks (4 nodes x 2)" in error
+    assert "data.batch_size is 4 systems over all ranks, fewer than the 8 ranks; raise it" in error
+
+
+def test_what_training_would_refuse_is_not_queued(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    Path("empty.json").touch()
+    wrong = {
+        "parallel.graph=3": "parallel.graph is 3, but there are 4 ranks",
+        "optim.groups=[{parameters: [nothing]}]": "optim.groups.0.parameters names 'nothing'",
+        "start_from.checkpoint=empty": "start_from.checkpoint: empty holds no model",
+        "normalization.file=empty.json": "empty.json",
+        "scale_factors.file=empty.json": "scale_factors.file: empty.json",
+    }
+    words = ["submit", str(config), "--cluster", CLUSTER, "--nodes", "2", "--dry-run", *wrong]
+    assert main([*words, "normalization.keep=false"]) == 2
+    error = capsys.readouterr().err
+    assert f"nothing was queued; {len(wrong)} mistakes:" in error
+    for message in wrong.values():
+        assert message in error
+
+
+def test_a_run_that_goes_on_is_queued_without_what_it_began_with(config: Path) -> None:
+    words = ["submit", str(config), "start_from.checkpoint=gone", "--cluster", CLUSTER, "--dry-run"]
+    assert main([*words, "--nodes", "1"]) == 2
+    run = Path("runs", "tiny")
+    (run / "checkpoints" / "4").mkdir(parents=True)
+    (run / "preparation.json").touch()
+    settings = yaml.safe_load(config.read_text()) | {"start_from": {"checkpoint": "gone"}}
+    write_settings(run / "config.yaml", settings)
+    assert main([*words, "--nodes", "1"]) == 0
 
 
 def test_what_does_not_fit_into_a_gpu_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
