@@ -12,7 +12,6 @@ from ocpgem.launch.preflight import (
     check_account,
     check_folder,
     check_partition,
-    check_paths,
     checked,
 )
 from ocpgem.launch.profile import ClusterProfile
@@ -112,7 +111,7 @@ class CommandRequest:
     """What `submit evaluate ...` was given."""
 
     args: Namespace
-    """The parsed arguments of the command."""
+    """The parsed arguments of the command; `checks` among them makes its checks, as the command itself does."""
     words: list[str]
     """The same as they were given."""
     profile: ClusterProfile
@@ -131,18 +130,8 @@ def plan_command(request: CommandRequest, found: Findings) -> Plan:
     checkpoint = Path(args.checkpoint)
     own = checkpoint if checkpoint.is_dir() else Path("runs") / f"{kind}-{checkpoint.stem}"
     home = (request.run_dir or own).resolve()
-    others = [*(getattr(args, "ensemble", None) or []), *(getattr(args, "forces_from", None) or [])]
-    paths = [("checkpoint", Path(path)) for path in (checkpoint, *others)]
-    data = getattr(args, "data", None) or []
-    for item in data if isinstance(data, list) else [data]:
-        path = str(item)
-        named = path.partition("=")[2]
-        paths.append(("--data", Path(named if named and not Path(path).exists() else path)))
-    check_paths(paths, found)
-    for option in ("out", "json", "csv", "markdown"):
-        target = getattr(args, option, None)
-        if target is not None and not Path(target).parent.is_dir():
-            found.mistakes.append(f"--{option}: {Path(target).parent} is not a folder")
+    for check in args.checks(args):
+        checked(check, found)
     check_folder(home, found)
     resumes = kind != "evaluate" or any((args.json, args.csv, args.markdown))
     if not resumes:

@@ -2,7 +2,7 @@
 
 import os
 import pwd
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -161,13 +161,6 @@ def _check_service(profile: ClusterProfile, found: Findings) -> None:
         name, _, limit = line.partition("|")
         if name == profile.qos and limit and profile.minutes > minutes_of(limit):
             found.mistakes.append(f"time is {profile.time}; the qos {name} allows at most {limit}")
-
-
-def check_paths(paths: Sequence[tuple[str, Path]], found: Findings) -> None:
-    """Note every path that does not exist; each comes with what it is."""
-    for what, path in paths:
-        if not path.exists():
-            found.mistakes.append(f"{what}: {path} does not exist")
 
 
 def check_folder(path: Path, found: Findings) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ocpgem.checkpoint import save_potential
 from ocpgem.cli import main
-from tests.tiny_runs import ROOT, listing, tiny_settings, write_settings, write_tiny_data
+from ocpgem.models.potential import Normalization, Potential
+from tests.tiny_runs import ROOT, listing, tiny_config, tiny_settings, write_settings, write_tiny_data
 
 CLUSTER = str(ROOT / "slurm" / "local_cluster.yaml")
 
@@ -146,12 +148,12 @@ def test_what_does_not_fit_into_a_gpu_is_refused(config: Path, capsys: pytest.Ca
         (["tiny.yml", "--cluster", CLUSTER, "--time", "1-", "--dry-run"], "time is '1-'"),
         (
             ["evaluate", "model.pt", "--data", "train", "--cluster", CLUSTER, "--dry-run"],
-            "checkpoint: model.pt does not",
+            "model.pt does not exist",
         ),
         (["evaluate", "--cluster", CLUSTER, "--dry-run"], "the following arguments are required: CHECKPOINT"),
         (["evaluate", "tiny.yml", "--nproc", "2", "--cluster", CLUSTER], "give --nodes and --tasks-per-node"),
         (
-            ["predict", "tiny.yml", "--data", "x", "--out", "no/y.npz", "--cluster", CLUSTER, "--dry-run"],
+            ["evaluate", "tiny.yml", "--data", "x", "--csv", "no/y", "--cluster", CLUSTER, "--dry-run"],
             "no is not a folder",
         ),
         (
@@ -168,6 +170,45 @@ def test_a_wrong_request_is_answered_in_a_sentence(
     assert error.startswith("error: ")
     assert message in error
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "messages"),
+    [
+        ("evaluate empty --data empty --json empty", ("empty holds no model", "empty is a folder; name the")),
+        ("evaluate model.pt --data val --data val", ("--data names val twice",)),
+        ("evaluate model.pt", ("say with --data what to score it on",)),
+        ("evaluate model.pt --data val --task is2re", ("has an energy but no relaxed one",)),
+        ("predict model.pt --data empty --out x.txt", ("ending in .npz; x.txt does not", "empty")),
+        ("predict model.pt --data val --out empty.npz", ("empty.npz is a folder; name the file",)),
+        ("relax model.pt --data val --out o --fmax -1", ("fmax is -1.0 eV/A",)),
+        ("relax tiny.yml --data no --out train --maxstep 0", ("maxstep is 0.0", "no relaxation", "tiny.yml")),
+        ("relax model.pt --data val --out tiny.yml", ("tiny.yml is a file; name a folder with --out",)),
+        ("evaluate GemNet-dT-OC20 --data val", ("GemNet-dT",)),
+    ],
+)
+def test_what_a_command_would_refuse_is_not_queued(
+    config: Path, words: str, messages: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for folder in ("empty", "empty.npz"):
+        Path(folder).mkdir()
+    save_potential(Potential(tiny_config().model, Normalization()), Path("model.pt"))
+    before = listing(tmp_path)
+    assert main(["submit", *words.split(), "--cluster", CLUSTER, "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert all(message in error for message in messages), error
+    assert listing(tmp_path) == before
+
+
+def test_what_a_command_can_do_is_queued(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_potential(Potential(tiny_config().model, Normalization()), Path("model.pt"))
+    for words in (
+        "evaluate model.pt --data a=val --data b=val --json m.json",
+        "predict model.pt --data val --out new/p.npz",
+        "relax model.pt --data val --out relaxed",
+    ):
+        assert main(["submit", *words.split(), "--cluster", CLUSTER, "--dry-run"]) == 0
+    assert not Path("new").exists()
 
 
 def test_runs_without_jobs_are_told(config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
