@@ -16,7 +16,7 @@ from ocpgem.launch.preflight import (
 )
 from ocpgem.launch.profile import ClusterProfile
 from ocpgem.launch.records import Element
-from ocpgem.launch.slurm import have_slurm
+from ocpgem.launch.slurm import SlurmError, have_slurm
 from ocpgem.launch.submission import FROZEN_CONFIG, Plan, job_name
 from ocpgem.launch.sweep import SweepSection, names_of, overrides_of
 from ocpgem.train.config import TrainConfig
@@ -151,15 +151,33 @@ def plan_command(request: CommandRequest, found: Findings) -> Plan:
     )
 
 
-def check_cluster(profile: ClusterProfile, found: Findings) -> None:
-    """What SLURM says of partition, account and limits. Raises RequestError where there is no SLURM."""
+def check_cluster(profile: ClusterProfile, found: Findings, needed: bool) -> bool:
+    """Hold the profile against what SLURM says of partition, account and limits; returns whether it answers.
+
+    needed: a SLURM that is absent or does not answer is a mistake; else the latter is a note. Raises SlurmError where
+    that is the only mistake.
+    """
     if not have_slurm():
-        raise RequestError(
-            "there is no SLURM here (sbatch and scontrol are missing); run submit on a login node, rehearse with "
-            "slurm/local_cluster.sh, or look at the script with --dry-run"
-        )
-    check_partition(profile, found)
-    check_account(profile, found)
+        if needed:
+            found.mistakes.append(
+                "there is no SLURM here (sbatch and scontrol are missing); run submit on a login node, rehearse with "
+                "slurm/local_cluster.sh, or look at the script with --dry-run"
+            )
+        return False
+    try:
+        check_partition(profile, found)
+        check_account(profile, found)
+    except SlurmError as error:
+        if needed and not found.mistakes:
+            raise
+        if needed:
+            found.mistakes.append(str(error))
+        else:
+            found.notes.append(
+                f"SLURM did not answer; partition, account and limits were not checked ({error})"
+            )
+        return False
+    return True
 
 
 def _check_active(run_dir: Path, found: Findings) -> None:

@@ -200,6 +200,40 @@ def test_what_a_command_would_refuse_is_not_queued(
     assert listing(tmp_path) == before
 
 
+@pytest.fixture
+def _silent_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's commands, and no controller that answers them."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sbatch", "scontrol", "sinfo", "squeue", "sacctmgr"):
+        (folder / name).write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+@pytest.mark.usefixtures("_silent_slurm")
+def test_a_silent_slurm_hides_neither_the_script_nor_the_mistakes(
+    config: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    words = ["submit", str(config), "--cluster", CLUSTER, "--nodes", "1"]
+    assert main([*words, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "#SBATCH --nodes=1" in out
+    assert "note: SLURM did not answer; partition, account and limits were not checked" in out
+    assert main([*words, "--dry-run", "optim.no_decay=[xyz]"]) == 2
+    shown = capsys.readouterr()
+    assert "#SBATCH --nodes=1" in shown.out
+    assert "nothing was queued: optim.no_decay names 'xyz'" in shown.err
+    assert main([*words, "optim.no_decay=[xyz]"]) == 2
+    error = capsys.readouterr().err
+    assert "2 mistakes" in error
+    assert "names 'xyz'" in error
+    assert "scontrol --oneliner failed: Unable to contact slurm controller" in error
+    assert main(words) == 1, "the request is right"
+    assert not Path("runs").exists()
+
+
 def test_what_a_command_can_do_is_queued(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_potential(Potential(tiny_config().model, Normalization()), Path("model.pt"))
     for words in (
