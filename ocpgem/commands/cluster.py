@@ -1,6 +1,7 @@
 """Commands for a SLURM cluster: `submit`, `jobs`, `logs`, `cancel`."""
 
 import argparse
+import difflib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -142,8 +143,11 @@ def _plan(args: argparse.Namespace, profile: "ClusterProfile", found: "Findings"
             _parse_command(words), words, profile, args.run_dir, args.name, args.snapshot_code
         )
         return plan_command(command, found)
+    near = difflib.get_close_matches(words[0], ["train", *_COMMANDS], n=1, cutoff=0.75)
     if words[0] == "train":
         del words[0]
+    elif near and not Path(words[0]).exists():
+        raise RequestError(f"there is no command {words[0]} to submit; did you mean {near[0]}?")
     wrong = [word for word in words[1:] if word.startswith("-") or "=" not in word]
     if wrong or not words:
         raise RequestError(

@@ -143,6 +143,11 @@ def test_what_does_not_fit_into_a_gpu_is_refused(config: Path, capsys: pytest.Ca
         (["tiny.yml", "--cluster", CLUSTER], "there is no SLURM here"),
         (["tiny.yml", "--cluster", CLUSTER, "--dry-run", "optim.lr=-1"], "optim.lr is -1"),
         (["tiny.yml", "--cluster", CLUSTER, "--dry-run", "--steps=3"], "submit does not know --steps=3"),
+        (
+            ["evalute", "RUN", "--data", "D", "--cluster", CLUSTER, "--dry-run"],
+            "there is no command evalute to submit; did you mean evaluate?",
+        ),
+        (["trian", "tiny.yml", "--cluster", CLUSTER], "did you mean train?"),
         (["absent.yml", "--cluster", CLUSTER, "--dry-run"], "absent.yml: there is no such file"),
         (["tiny.yml", "--cluster", "absent.yaml", "--dry-run"], "absent.yaml: there is no such file"),
         (["tiny.yml", "--cluster", CLUSTER, "--time", "1-", "--dry-run"], "time is '1-'"),
