@@ -21,6 +21,7 @@ from ocpgem.train.datasets import DataSets, edges_to_read, open_entry
 from ocpgem.train.loggers import require_packages
 from ocpgem.train.parameters import treatments
 from ocpgem.train.scale_file import check_scale_file
+from ocpgem.train.schedule import schedule_notes
 from ocpgem.train.start import check_start
 from ocpgem.train.targets import given_targets
 
@@ -72,7 +73,7 @@ def examine(config: TrainConfig, n_ranks: int | None, begun: bool = False) -> Ex
         for section, check in _checks_of_beginning(config, potential).items():
             if section not in missing:
                 attempt(check, wrong)
-    return Examined(data, absent, wrong, notes=[])
+    return Examined(data, absent, wrong, schedule_notes(config.optim, config.steps))
 
 
 def _opened(config: TrainConfig, wrong: list[OcpgemError]) -> DataSets | None:

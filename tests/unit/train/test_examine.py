@@ -80,6 +80,20 @@ def test_groups_that_share_edges_need_a_system_each_and_not_every_rank(place: Pa
     assert told(8, data={"batch_size": 4}, parallel={"graph": 2}) == []
 
 
+def test_a_schedule_that_a_run_does_not_reach_is_told(place: Path) -> None:
+    def notes(**schedule: Any) -> list[str]:
+        return examine(config(optim={"lr": 1e-3, "schedule": schedule}, steps=4), 1).notes
+
+    assert notes(name="cosine", warmup_steps=1000) == [
+        "optim.schedule.warmup_steps is 1,000 and the run has 4 steps: it ends in the warm-up, at a learning rate of "
+        "4e-06 instead of 0.001"
+    ]
+    assert notes(name="step", milestones=[3, 4, 2000]) == [
+        "optim.schedule.milestones: the run has 4 steps, so the learning rate does not fall at 4, 2,000"
+    ]
+    assert notes(name="cosine", warmup_steps=3) == notes(name="step", milestones=[3]) == []
+
+
 def test_every_mistake_is_told_at_once(place: Path) -> None:
     wrong = config(
         data={"train": ["empty", "zero.lmdb"]},
