@@ -108,6 +108,17 @@ def test_what_training_would_refuse_is_not_queued(config: Path, capsys: pytest.C
         assert message in error
 
 
+def test_what_is_hardly_meant_is_told(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setting, said = (
+        "optim.schedule.warmup_steps=50",
+        "note: optim.schedule.warmup_steps is 50 and the run has 6 steps",
+    )
+    assert main(["submit", str(config), setting, "--nodes", "1", "--cluster", CLUSTER, "--dry-run"]) == 0
+    assert said in capsys.readouterr().out
+    assert main(["config", "check", str(config), setting]) == 0
+    assert said in capsys.readouterr().out
+
+
 def test_a_run_that_goes_on_is_queued_without_what_it_began_with(config: Path) -> None:
     words = ["submit", str(config), "start_from.checkpoint=gone", "--cluster", CLUSTER, "--dry-run"]
     assert main([*words, "--nodes", "1"]) == 2
@@ -206,14 +217,13 @@ def test_what_a_command_would_refuse_is_not_queued(
 
 
 @pytest.fixture
-def _silent_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _silent_slurm(tmp_path: Path) -> None:
     """SLURM's commands, and no controller that answers them."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("sbatch", "scontrol", "sinfo", "squeue", "sacctmgr"):
         (folder / name).write_text("#!/bin/sh\necho 'Unable to contact slurm controller' >&2\nexit 1\n")
         (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(folder))
 
 
 @pytest.mark.usefixtures("_silent_slurm")
