@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ocpgem.errors import OcpgemError, RequestError
+from ocpgem.errors import OcpgemError, RequestError, attempt
 from ocpgem.launch.profile import ClusterProfile, minutes_of
 from ocpgem.launch.slurm import SlurmError, ask, expand_nodes, read_facts
 
@@ -174,7 +174,6 @@ def check_folder(path: Path, found: Findings) -> None:
 
 def checked(call: Callable[[], object], found: Findings) -> None:
     """Run a check that raises, and note what it says."""
-    try:
-        call()
-    except OcpgemError as error:
-        found.mistakes.append(str(error))
+    mistakes: list[OcpgemError] = []
+    attempt(call, mistakes)
+    found.mistakes += map(str, mistakes)
