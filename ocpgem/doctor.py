@@ -17,6 +17,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from ocpgem.errors import OcpgemError
+from ocpgem.launch.slurm import controller_answers
 
 ROOT = Path(__file__).resolve().parent.parent
 WHEEL_INDEX = "https://data.pyg.org/whl"
@@ -195,7 +196,10 @@ def _slurm() -> Iterator[Check]:
     except (OSError, subprocess.TimeoutExpired):
         version = "does not answer"
     text = f"{version}; {', '.join(found)}" + (f"; not found: {', '.join(absent)}" if absent else "")
-    yield Check("SLURM", "note" if absent or version == "does not answer" else "ok", text)
+    silent = "scontrol" in found and not controller_answers()
+    if silent:
+        text += "; no controller answers (scontrol ping), so nothing can be submitted from here now"
+    yield Check("SLURM", "note" if absent or silent or version == "does not answer" else "ok", text)
 
 
 def _machine() -> Iterator[Check]:

@@ -1,6 +1,7 @@
 """Commands for a SLURM cluster: `submit`, `jobs`, `logs`, `cancel`."""
 
 import argparse
+import difflib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -99,25 +100,23 @@ def _add_submit(commands: Subparsers) -> None:
 
 def _submit(args: argparse.Namespace) -> int:
     from ocpgem.launch.plans import check_cluster
-    from ocpgem.launch.preflight import Findings
+    from ocpgem.launch.preflight import Findings, checked
     from ocpgem.launch.profile import load_profile
-    from ocpgem.launch.slurm import have_slurm
     from ocpgem.launch.submission import next_folder, script_of, submit, test_with_slurm
 
     given = [f"{name}={getattr(args, name)}" for name in _OPTIONS if getattr(args, name) is not None]
     profile = load_profile(args.cluster, [*args.set, *given])
     found = Findings()
     plan = _plan(args, profile, found)
-    if have_slurm() or not args.dry_run:
-        check_cluster(profile, found)
     script = script_of(plan, next_folder(plan))
     if args.dry_run:
         _show(plan, script)
-    found.raise_if_wrong()
-    if have_slurm():
-        print(test_with_slurm(script))
+    answered = check_cluster(profile, found, needed=not args.dry_run)
+    if answered and not found.mistakes:
+        checked(lambda: print(test_with_slurm(script)), found)
     for note in found.notes:
         print(f"note: {note}")
+    found.raise_if_wrong()
     if args.dry_run:
         print("dry run: nothing was queued and nothing was written")
         return 0
@@ -144,8 +143,11 @@ def _plan(args: argparse.Namespace, profile: "ClusterProfile", found: "Findings"
             _parse_command(words), words, profile, args.run_dir, args.name, args.snapshot_code
         )
         return plan_command(command, found)
+    near = difflib.get_close_matches(words[0], ["train", *_COMMANDS], n=1, cutoff=0.75)
     if words[0] == "train":
         del words[0]
+    elif near and not Path(words[0]).exists():
+        raise RequestError(f"there is no command {words[0]} to submit; did you mean {near[0]}?")
     wrong = [word for word in words[1:] if word.startswith("-") or "=" not in word]
     if wrong or not words:
         raise RequestError(

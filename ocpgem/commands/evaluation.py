@@ -1,6 +1,8 @@
 """Commands that use a model: `evaluate`, `predict`, `report`."""
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +42,7 @@ def add_commands(commands: Subparsers) -> None:
         )
     _task_argument(evaluate)
     inference_arguments(evaluate)
-    evaluate.set_defaults(command=_evaluate)
+    evaluate.set_defaults(command=_evaluate, checks=_checks_of_evaluate)
 
     predict = commands.add_parser("predict", help="write the energies and forces of a data set")
     checkpoint_argument(predict)
@@ -56,7 +58,7 @@ def add_commands(commands: Subparsers) -> None:
     )
     _task_argument(predict)
     inference_arguments(predict)
-    predict.set_defaults(command=_predict)
+    predict.set_defaults(command=_predict, checks=_checks_of_predict)
 
     report = commands.add_parser(
         "report", help="write the report of a run: curves, parity plots, one HTML file"
@@ -77,6 +79,39 @@ def _task_argument(parser: argparse.ArgumentParser) -> None:
 def files_of(args: argparse.Namespace) -> list[Path]:
     """The files that `evaluate` is to write; without one, nothing of it outlives an interruption."""
     return [file for file in (args.json, args.csv, args.markdown) if file is not None]
+
+
+def _checks_of_evaluate(args: argparse.Namespace) -> list[Callable[[], object]]:
+    """What can be said of a request without computing; each check raises what `evaluate` itself would."""
+    from ocpgem.evaluate.open_model import check_models
+
+    paths = [_named(item)[1] for item in args.data]
+    return [
+        *(partial(require_parent, file) for file in files_of(args)),
+        partial(_data_paths, args),
+        *(partial(_open_for, args.task, path) for path in dict.fromkeys(paths)),
+        *([] if paths else [partial(_named_data, args)]),
+        partial(check_models, [args.checkpoint, *args.ensemble], args.forces_from),
+    ]
+
+
+def _checks_of_predict(args: argparse.Namespace) -> list[Callable[[], object]]:
+    """The same for `predict`."""
+    from ocpgem.evaluate.open_model import check_models
+    from ocpgem.evaluate.prediction_set import check_target
+
+    return [
+        partial(check_target, args.out, args.dialect),
+        partial(_open_for, args.task, str(args.data)),
+        partial(check_models, [args.checkpoint, *args.ensemble], args.forces_from),
+    ]
+
+
+def _open_for(task: "Task | None", path: str) -> "Dataset":
+    """A data set, with the labels of a task that is asked for."""
+    from ocpgem.data.open import open_dataset
+
+    return _labelled(open_dataset(path), task or "s2ef")
 
 
 def _evaluate(args: argparse.Namespace) -> int:
@@ -198,14 +233,7 @@ def _named_data(args: argparse.Namespace) -> "dict[str, Dataset]":
     """The data sets to score: those named, else the validation sets of the run."""
     from ocpgem.data.open import open_dataset
 
-    named: dict[str, str] = {}
-    for item in args.data:
-        name, separator, path = item.partition("=")
-        if not separator:
-            name, path = Path(item).name, item
-        if name in named:
-            raise RequestError(f"--data names {name} twice; give the sets different names as NAME=PATH")
-        named[name] = path
+    named = _data_paths(args)
     if not named:
         config_file = args.checkpoint / "config.yaml"
         if not config_file.is_file():
@@ -219,6 +247,23 @@ def _named_data(args: argparse.Namespace) -> "dict[str, Dataset]":
         config = parse_config(config_file.read_text(), TrainConfig, str(config_file))
         return usable_validation_sets(config.data, args.checkpoint)
     return {name: open_dataset(path) for name, path in named.items()}
+
+
+def _data_paths(args: argparse.Namespace) -> dict[str, str]:
+    """Name -> path of the data sets that --data names."""
+    named: dict[str, str] = {}
+    for item in args.data:
+        name, path = _named(item)
+        if name in named:
+            raise RequestError(f"--data names {name} twice; give the sets different names as NAME=PATH")
+        named[name] = path
+    return named
+
+
+def _named(item: str) -> tuple[str, str]:
+    """Name and path of `[NAME=]PATH`."""
+    name, separator, path = item.partition("=")
+    return (name, path) if separator else (Path(item).name, item)
 
 
 def _load_for_inference(args: argparse.Namespace) -> "Model":

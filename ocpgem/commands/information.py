@@ -94,11 +94,17 @@ def _check_config(args: argparse.Namespace) -> int:
     from ocpgem.train.config import TrainConfig
 
     config = load_config(args.config, args.overrides, TrainConfig)
-    missing = [f"{path} ({section})" for section, path in config.files if not path.exists()]
-    if missing:
+    from ocpgem.train.examine import examine
+
+    examined = examine(config, n_ranks=None)
+    for note in examined.notes:
+        print(f"note: {note}")
+    if not examined.wrong and examined.absent:  # as on a machine that is not to train
+        missing = ", ".join(f"{path} ({section})" for section, path in examined.absent)
         raise RequestError(
-            f"{args.config} is well-formed, but these files or folders do not exist: {', '.join(missing)}"
+            f"{args.config} is well-formed, but these files or folders do not exist: {missing}"
         )
+    examined.require()
     print(f"{args.config}: no mistakes found")
     return 0
 

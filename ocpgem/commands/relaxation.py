@@ -1,7 +1,9 @@
 """Commands that move atoms: `relax`."""
 
 import argparse
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +65,23 @@ def add_commands(commands: Subparsers) -> None:
     )
     relax.add_argument("--max-edges", type=positive, help="edges at once per rank at most")
     nproc_argument(relax)
-    relax.set_defaults(command=_relax)
+    relax.set_defaults(command=_relax, checks=_checks_of_relax)
+
+
+def _checks_of_relax(args: argparse.Namespace) -> list[Callable[[], object]]:
+    """What can be said of a request without computing; each check raises what `relax` itself would."""
+    from ocpgem.data.open import open_dataset
+    from ocpgem.evaluate.open_model import check_models
+    from ocpgem.evaluate.relax.loop import RelaxSettings
+    from ocpgem.evaluate.relax.store import check_folder
+
+    return [
+        partial(_optimizer, args),
+        partial(RelaxSettings, args.fmax, args.steps),
+        partial(check_folder, args.out),
+        partial(open_dataset, args.data),
+        partial(check_models, [args.checkpoint, *args.ensemble], args.forces_from),
+    ]
 
 
 def _relax(args: argparse.Namespace) -> int:

@@ -67,10 +67,18 @@ def _dry_run(args: argparse.Namespace) -> int:
     from ocpgem.train.config import TrainConfig
 
     config = load_config(args.config, args.overrides, TrainConfig)
-    from ocpgem.train.estimate import as_text, device_named, estimate
-
     if args.nproc < 1:
         raise RequestError(f"--nproc is {args.nproc}; it must be at least 1")
+    from ocpgem.train.estimate import as_text, device_named, estimate
+    from ocpgem.train.examine import examine
+    from ocpgem.train.run import run_path
+    from ocpgem.train.run_directory import RunDirectory
+
+    run = RunDirectory(args.run_dir or run_path(args.config))
+    examined = examine(config, args.nproc, run.has_begun)
+    examined.require()
+    for note in examined.notes:
+        print(f"note: {note}")
     print(as_text(estimate(config, args.nproc, device_named(args.gpu), say=print)))
     return 0
 

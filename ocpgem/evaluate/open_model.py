@@ -43,6 +43,17 @@ def load(
     return model.to(torch.device(device) if device is not None else choose_device()).eval()
 
 
+def check_models(source: Sequence[Source], forces_from: Sequence[Source] | None = None) -> None:
+    """Raise what `load` would raise, without downloading: models of the catalogue are taken as they are published."""
+    named = [*source, *(forces_from or [])]
+    if not any(_is_in_catalogue(each) for each in named):
+        load(source, forces_from=forces_from, device="cpu")
+        return
+    for each in named:
+        if not _is_in_catalogue(each):
+            _load_one(each)
+
+
 def load_together(
     source: Source | Sequence[Source],
     *,
@@ -126,15 +137,24 @@ def _load_one(source: Source) -> Potential:
     path = Path(source)
     if path.exists():
         return _load_path(path)
-    names = {entry.name.lower() for entry in CATALOGUE}
-    name = str(source).lower().replace("->", "-to-")
-    if name in names:
+    name = _catalogue_name(source)
+    if _is_in_catalogue(source):
         return load_released(find(name))
     if len(path.parts) == 1 and "gemnet" in name and not path.suffix:
         find(name)  # says which names are near
     raise RequestError(
         f"{path} does not exist; give a run directory, a checkpoint file or a name from import-checkpoint --list"
     )
+
+
+def _catalogue_name(source: Source) -> str:
+    return str(source).lower().replace("->", "-to-")
+
+
+def _is_in_catalogue(source: Source) -> bool:
+    """Whether a source is the name of a released model and no path."""
+    names = {entry.name.lower() for entry in CATALOGUE}
+    return _catalogue_name(source) in names and not Path(source).exists()
 
 
 def _load_path(path: Path) -> Potential:

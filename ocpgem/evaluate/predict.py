@@ -31,8 +31,8 @@ from ocpgem.evaluate.parts import Parts, plan_of
 from ocpgem.evaluate.prediction_set import (
     PredictionSet,
     as_arrays,
-    check_target,
     join,
+    make_target,
     metrics_of,
     write_predictions,
 )
@@ -140,7 +140,7 @@ def predict(
     be written, DataError as `evaluate` does, and StoppedError where `effort.stop` says so; what is done is kept.
     """
     path = Path(out_path)
-    _on_main(lambda: check_target(path, dialect))
+    _on_main(lambda: make_target(path, dialect))
     parts = Parts(path, plan_of(potential, dataset, task))
     work = _Prediction(parts, task)
     with parts.claimed() as done:

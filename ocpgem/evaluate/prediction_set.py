@@ -194,19 +194,27 @@ def join(parts: Sequence[PredictionSet]) -> PredictionSet:
 
 
 def check_target(path: Path, dialect: str) -> None:
-    """Raise RequestError unless a prediction file of this dialect can be written to `path`."""
+    """Raise RequestError unless a prediction file of this dialect can be written to `path`; nothing is made."""
     if dialect not in DIALECTS:
         raise RequestError(f"the dialect is {dialect!r}; it must be one of {', '.join(DIALECTS)}")
     if path.suffix != ".npz":
         raise RequestError(f"predictions are written to a file ending in .npz; {path} does not")
     if path.is_dir():
         raise RequestError(f"{path} is a folder; name the file to write")
+    existing = next(parent for parent in path.parents if parent.exists())
+    if not existing.is_dir():
+        raise RequestError(f"the folder {path.parent} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise RequestError(f"the folder {existing} is not writable")
+
+
+def make_target(path: Path, dialect: str) -> None:
+    """Make the folder of a prediction file; raises RequestError as `check_target` does."""
+    check_target(path, dialect)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"the folder {path.parent} cannot be made: {error.strerror}") from error
-    if not os.access(path.parent, os.W_OK):
-        raise RequestError(f"the folder {path.parent} is not writable")
 
 
 def write_predictions(

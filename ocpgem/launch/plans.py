@@ -12,15 +12,15 @@ from ocpgem.launch.preflight import (
     check_account,
     check_folder,
     check_partition,
-    check_paths,
     checked,
 )
 from ocpgem.launch.profile import ClusterProfile
 from ocpgem.launch.records import Element
-from ocpgem.launch.slurm import have_slurm
+from ocpgem.launch.slurm import SlurmError, have_slurm
 from ocpgem.launch.submission import FROZEN_CONFIG, Plan, job_name
 from ocpgem.launch.sweep import SweepSection, names_of, overrides_of
 from ocpgem.train.config import TrainConfig
+from ocpgem.train.examine import examine
 from ocpgem.train.run import run_path
 from ocpgem.train.run_directory import RunDirectory
 
@@ -54,9 +54,9 @@ def plan_training(request: TrainRequest, found: Findings) -> Plan:
     for config, place in zip(configs, places, strict=True):
         checked(lambda config=config, place=place: RunDirectory(place).check(config), found)  # type: ignore[misc]
         _check_active(place, found)
-    for config in {dump_config(each): each for each in configs}.values():
-        check_training(config, request.profile, found)
-    found.mistakes = list(dict.fromkeys(found.mistakes))
+    for config, place in zip(configs, places, strict=True):
+        check_training(config, place, request.profile, found)
+    found.mistakes, found.notes = list(dict.fromkeys(found.mistakes)), list(dict.fromkeys(found.notes))
     return Plan(
         kind="train",
         name=request.name or job_name("train", home),
@@ -72,23 +72,12 @@ def plan_training(request: TrainRequest, found: Findings) -> Plan:
     )
 
 
-def check_training(config: TrainConfig, profile: ClusterProfile, found: Findings) -> None:
-    """The files that a run reads, and whether its ranks have something to do."""
-    before = len(found.mistakes)
-    check_paths(config.files, found)
-    if len(found.mistakes) == before:
-        from ocpgem.train.datasets import edges_to_read, open_training_set, open_validation_sets
-
-        graph = edges_to_read(config)
-        checked(lambda: open_training_set(config.data, graph), found)
-        checked(lambda: open_validation_sets(config.data, graph), found)
-    size = config.data.batch_size
-    if isinstance(size, int) and size < profile.n_ranks:
-        found.mistakes.append(
-            f"data.batch_size is {size} systems over all ranks, fewer than the "
-            f"{profile.n_ranks} ranks ({profile.nodes} nodes x {profile.ranks_per_node}); raise it or use fewer ranks"
-        )
-    if len(found.mistakes) == before:
+def check_training(config: TrainConfig, place: Path, profile: ClusterProfile, found: Findings) -> None:
+    """What a run in the folder `place` would be refused for, what its ranks need, and whether they have their cores."""
+    examined = examine(config, profile.n_ranks, RunDirectory(place).has_begun)
+    found.mistakes += map(str, examined.mistakes)
+    found.notes += examined.notes
+    if not examined.mistakes:
         checked(lambda: _check_memory(config, profile, found), found)
     loaders = config.data.workers + 1
     if profile.cpus_per_task is not None and profile.cpus_per_task < loaders:
@@ -122,7 +111,7 @@ class CommandRequest:
     """What `submit evaluate ...` was given."""
 
     args: Namespace
-    """The parsed arguments of the command."""
+    """The parsed arguments of the command; `checks` among them makes its checks, as the command itself does."""
     words: list[str]
     """The same as they were given."""
     profile: ClusterProfile
@@ -141,18 +130,8 @@ def plan_command(request: CommandRequest, found: Findings) -> Plan:
     checkpoint = Path(args.checkpoint)
     own = checkpoint if checkpoint.is_dir() else Path("runs") / f"{kind}-{checkpoint.stem}"
     home = (request.run_dir or own).resolve()
-    others = [*(getattr(args, "ensemble", None) or []), *(getattr(args, "forces_from", None) or [])]
-    paths = [("checkpoint", Path(path)) for path in (checkpoint, *others)]
-    data = getattr(args, "data", None) or []
-    for item in data if isinstance(data, list) else [data]:
-        path = str(item)
-        named = path.partition("=")[2]
-        paths.append(("--data", Path(named if named and not Path(path).exists() else path)))
-    check_paths(paths, found)
-    for option in ("out", "json", "csv", "markdown"):
-        target = getattr(args, option, None)
-        if target is not None and not Path(target).parent.is_dir():
-            found.mistakes.append(f"--{option}: {Path(target).parent} is not a folder")
+    for check in args.checks(args):
+        checked(check, found)
     check_folder(home, found)
     resumes = kind != "evaluate" or any((args.json, args.csv, args.markdown))
     if not resumes:
@@ -172,15 +151,33 @@ def plan_command(request: CommandRequest, found: Findings) -> Plan:
     )
 
 
-def check_cluster(profile: ClusterProfile, found: Findings) -> None:
-    """What SLURM says of partition, account and limits. Raises RequestError where there is no SLURM."""
+def check_cluster(profile: ClusterProfile, found: Findings, needed: bool) -> bool:
+    """Hold the profile against what SLURM says of partition, account and limits; returns whether it answers.
+
+    needed: a SLURM that is absent or does not answer is a mistake; else the latter is a note. Raises SlurmError where
+    that is the only mistake.
+    """
     if not have_slurm():
-        raise RequestError(
-            "there is no SLURM here (sbatch and scontrol are missing); run submit on a login node, rehearse with "
-            "slurm/local_cluster.sh, or look at the script with --dry-run"
-        )
-    check_partition(profile, found)
-    check_account(profile, found)
+        if needed:
+            found.mistakes.append(
+                "there is no SLURM here (sbatch and scontrol are missing); run submit on a login node, rehearse with "
+                "slurm/local_cluster.sh, or look at the script with --dry-run"
+            )
+        return False
+    try:
+        check_partition(profile, found)
+        check_account(profile, found)
+    except SlurmError as error:
+        if needed and not found.mistakes:
+            raise
+        if needed:
+            found.mistakes.append(str(error))
+        else:
+            found.notes.append(
+                f"SLURM did not answer; partition, account and limits were not checked ({error})"
+            )
+        return False
+    return True
 
 
 def _check_active(run_dir: Path, found: Findings) -> None:

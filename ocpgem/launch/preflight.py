@@ -2,11 +2,11 @@
 
 import os
 import pwd
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ocpgem.errors import OcpgemError, RequestError
+from ocpgem.errors import OcpgemError, RequestError, attempt
 from ocpgem.launch.profile import ClusterProfile, minutes_of
 from ocpgem.launch.slurm import SlurmError, ask, expand_nodes, read_facts
 
@@ -163,13 +163,6 @@ def _check_service(profile: ClusterProfile, found: Findings) -> None:
             found.mistakes.append(f"time is {profile.time}; the qos {name} allows at most {limit}")
 
 
-def check_paths(paths: Sequence[tuple[str, Path]], found: Findings) -> None:
-    """Note every path that does not exist; each comes with what it is."""
-    for what, path in paths:
-        if not path.exists():
-            found.mistakes.append(f"{what}: {path} does not exist")
-
-
 def check_folder(path: Path, found: Findings) -> None:
     """Note a folder in which nothing can be written."""
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
@@ -181,7 +174,6 @@ def check_folder(path: Path, found: Findings) -> None:
 
 def checked(call: Callable[[], object], found: Findings) -> None:
     """Run a check that raises, and note what it says."""
-    try:
-        call()
-    except OcpgemError as error:
-        found.mistakes.append(str(error))
+    mistakes: list[OcpgemError] = []
+    attempt(call, mistakes)
+    found.mistakes += map(str, mistakes)

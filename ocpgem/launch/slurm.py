@@ -49,6 +49,14 @@ def ask(*words: str, seconds: float = COMMAND_SECONDS) -> str:
     return done.stdout
 
 
+def controller_answers() -> bool:
+    """Whether SLURM's controller, or the one that stands in for it, answers; asks for 5 s at most."""
+    try:
+        return " is UP" in ask("scontrol", "ping", seconds=5.0)
+    except OcpgemError:
+        return False
+
+
 def ask_patiently(*words: str, seconds: float) -> str:
     """As `ask`, but again and again for `seconds`: a controller that is being restarted comes back."""
     limit = time.monotonic() + seconds

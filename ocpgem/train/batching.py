@@ -16,7 +16,7 @@ from ocpgem.graph.spec import GraphSpec
 from ocpgem.models.potential import Potential
 from ocpgem.parallel import group
 from ocpgem.train.activation_memory import fit_memory_cost
-from ocpgem.train.config import BatchBudget, DataSection
+from ocpgem.train.config import BatchBudget, DataSection, TrainConfig
 from ocpgem.train.run_directory import RunDirectory
 
 COSTS_FILE = "costs.json"
@@ -92,6 +92,19 @@ def train_batching(data: DataSection, costs: Costs) -> Batching:
 def eval_batching(data: DataSection, costs: Costs) -> Batching:
     """The batches of validation."""
     return _batching(data.eval_batch_size, data, costs)
+
+
+def require_systems_for_all(config: TrainConfig, n_ranks: int) -> None:
+    """Raise RequestError if a batch of so many systems has fewer than there are ranks; budgets are left out."""
+    size, shared_by = config.data.batch_size, config.parallel.graph
+    n_groups = n_ranks // shared_by
+    if isinstance(size, int) and size < n_groups:
+        those = (
+            f"{n_ranks} ranks" if shared_by == 1 else f"{n_groups} groups of parallel.graph={shared_by} ranks"
+        )
+        raise RequestError(
+            f"data.batch_size is {size} systems over all ranks, fewer than the {those}; raise it or use fewer ranks"
+        )
 
 
 def require_work_for_all(data: DataSection, batching: Batching, train_set: Dataset, world_size: int) -> None:

@@ -24,7 +24,7 @@ from ocpgem.files import write_text
 from ocpgem.models.potential import Normalization, Potential, n_parameters
 from ocpgem.parallel import group
 from ocpgem.parallel.device import choose_device, set_up_device
-from ocpgem.parallel.graph import graph_group, require_groups
+from ocpgem.parallel.graph import graph_group
 from ocpgem.parallel.signals import StopRequest
 from ocpgem.parallel.watchdog import Watchdog, is_lost_peer
 from ocpgem.train.batching import (
@@ -38,17 +38,17 @@ from ocpgem.train.callbacks import Callback
 from ocpgem.train.checkpoint_files import Retention
 from ocpgem.train.compiling import compile_blocks, compile_full
 from ocpgem.train.config import CheckpointSection, TrainConfig
-from ocpgem.train.datasets import describe_sets, edges_to_read, open_data_sets
+from ocpgem.train.datasets import describe_sets
 from ocpgem.train.ema import moving_average
 from ocpgem.train.ending import ADVICE
 from ocpgem.train.engine import Engine
-from ocpgem.train.loggers import loggers_of, require_packages
+from ocpgem.train.examine import examine
+from ocpgem.train.loggers import loggers_of
 from ocpgem.train.loop import TrainingLoop
-from ocpgem.train.parameters import treatments
 from ocpgem.train.parts import RunParts, TrainSummary
 from ocpgem.train.random_state import seed_all
 from ocpgem.train.run_directory import RunDirectory
-from ocpgem.train.scale_file import apply_factors, read_scale_factors
+from ocpgem.train.scale_file import apply_factors, origin_of, read_scale_factors
 from ocpgem.train.scale_fitting import FittedScale, fit_scale_factors
 from ocpgem.train.schedule import Plateau
 from ocpgem.train.start import start_factors, start_weights
@@ -81,7 +81,6 @@ def train(
         stop = StopRequest()
         with stop.listening():
             return train(config, run_path, stop, callbacks)
-    require_packages(config.loggers)
     device = set_up_device()
     # The watchdog, which knows more, must be the first to lose patience.
     group.init_from_environment(device, timedelta(seconds=2 * config.faults.hang_seconds + 60))
@@ -103,26 +102,19 @@ def _prepared(
 ) -> TrainingLoop:
     console = make_console()
     seed_all(config.seed)
-    require_groups(config.parallel.graph, group.world_size())
-    data = open_data_sets(config.data, edges_to_read(config))
-    check_parameters(config)
-    if config.scale_factors.file is not None:  # before hours go into the normalisation
-        read_scale_factors(Path(config.scale_factors.file), config.model)
-    set_precision(config, device)
     run = RunDirectory(run_path)
+    examined = examine(config, group.world_size(), run.has_begun)
+    data = examined.require()
+    set_precision(config, device)
     checkpoints = Checkpoints(run.checkpoints, _retention(config.checkpoint))
     found = _prepare_on_main(run, config, device, checkpoints, console)
+    for note in examined.notes:
+        _say(console, f"note: {note}")
     with run.discarded_on_failure():
         data = leave_out_unusable(config, data, run.path, partial(_say, console))
         parts = _assemble(config, run, data.training_set, data.val, device, console, stop, found is not None)
     parts.callbacks = [*loggers_of(config.loggers), *callbacks]
     return TrainingLoop(parts, checkpoints, found)
-
-
-def check_parameters(config: TrainConfig) -> None:
-    """Raise ConfigError where groups of parameters name what the model does not have."""
-    with torch.device("meta"):
-        treatments(Potential(config.model, Normalization()), config.optim)
 
 
 def set_precision(config: TrainConfig, device: torch.device) -> None:
@@ -255,7 +247,7 @@ def _fit(
         factors, remarks = read_scale_factors(Path(config.scale_factors.file), config.model)
         for remark in remarks:
             _say(console, remark)
-        apply_factors(potential, factors, f"scale_factors.file: {config.scale_factors.file}")
+        apply_factors(potential, factors, origin_of(Path(config.scale_factors.file)))
     elif config.start_from is not None:
         factors = start_factors(potential, config.start_from)
     else:

@@ -57,8 +57,25 @@ def _factor(name: str, value: Any, file: Path) -> float:
     return number
 
 
+def check_scale_file(potential: Potential, file: Path) -> None:
+    """Raise ConfigError where the file cannot give all scale factors of `potential`, which needs no values."""
+    factors, _ = read_scale_factors(file, potential.config)
+    _require_all(potential, factors, origin_of(file))
+
+
+def origin_of(file: Path) -> str:
+    """How messages name a file of scale factors."""
+    return f"scale_factors.file: {file}"
+
+
 def apply_factors(potential: Potential, values: dict[str, float], origin: str) -> None:
     """Set every scale factor of `potential`; raises ConfigError unless `values` names exactly those."""
+    _require_all(potential, values, origin)
+    for name, scale in scale_factors(potential).items():
+        scale.set(values[name])
+
+
+def _require_all(potential: Potential, values: dict[str, float], origin: str) -> None:
     factors = scale_factors(potential)
     missing, unknown = sorted(set(factors) - set(values)), sorted(set(values) - set(factors))
     if missing or unknown:
@@ -66,5 +83,3 @@ def apply_factors(potential: Potential, values: dict[str, float], origin: str) -
             f"{origin} does not fit the model: factors missing {missing or 'none'}, unknown {unknown or 'none'}; "
             "fit them again with fit-scales"
         )
-    for name, scale in factors.items():
-        scale.set(values[name])

@@ -25,6 +25,24 @@ def learning_rate(optim: OptimSection, step: int, n_steps: int) -> float:
     return optim.lr * factor
 
 
+def schedule_notes(optim: OptimSection, n_steps: int) -> list[str]:
+    """What of its schedule a run of `n_steps` does not reach, in sentences; meant only where it is to be extended."""
+    schedule, notes = optim.schedule, []
+    if schedule.warmup_steps >= n_steps:
+        last = learning_rate(optim, n_steps - 1, n_steps)
+        notes.append(
+            f"optim.schedule.warmup_steps is {schedule.warmup_steps:,} and the run has {n_steps:,} steps: it ends in "
+            f"the warm-up, at a learning rate of {last:.3g} instead of {optim.lr:g}"
+        )
+    beyond = [milestone for milestone in schedule.milestones if milestone >= n_steps]
+    if beyond:
+        notes.append(
+            f"optim.schedule.milestones: the run has {n_steps:,} steps, so the learning rate does not fall at "
+            f"{', '.join(f'{milestone:,}' for milestone in beyond)}"
+        )
+    return notes
+
+
 class Plateau:
     """Multiplies the learning rate by `factor`, which falls when validations stop to improve (smaller is better).
 

@@ -97,6 +97,28 @@ def test_a_path_that_is_not_there(place: Path, tmp_path: Path) -> None:
     check(place, tmp_path, cases)
 
 
+def test_a_configuration_is_checked_with_the_files_that_it_names(place: Path, tmp_path: Path) -> None:
+    empty, zero, text = tmp_path / "empty", tmp_path / "zero.lmdb", tmp_path / "zero.json"
+    empty.mkdir()
+    for file in (zero, text):
+        file.touch()
+    wrong = {
+        f"data.train={empty}": str(empty),
+        f"data.train={zero}": str(zero),
+        f"scale_factors.file={text}": "scale_factors.file: ",
+        f"normalization={{file: {text}}}": str(text),
+        f"start_from.checkpoint={empty}": "start_from.checkpoint: ",
+        "optim.groups=[{parameters: [nothing]}]": "optim.groups.0.parameters names 'nothing'",
+        "optim.no_decay=[xyz]": "optim.no_decay names 'xyz'",
+    }
+    cases: list[Case] = []
+    for override, message in wrong.items():
+        code = 1 if "data.train" in override else 2
+        cases.append(case(["config", "check", "good.yml", override], code, message))
+    cases.append(case(["train", "good.yml", "optim.no_decay=[xyz]", "--dry-run"], 2, "names 'xyz'"))
+    check(place, tmp_path, cases)
+
+
 def _give_up_reading_everything() -> None:
     """Drop root's right to use files without permission, so that modes count for it as well."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl

@@ -123,6 +123,27 @@ def test_slurm_clients_are_named_with_those_that_are_absent(
     assert check.text.startswith("slurm 22.05.8; sbatch, srun; not found: squeue")
 
 
+@pytest.mark.parametrize(
+    ("ping", "status"),
+    [
+        ("echo 'Slurmctld(primary) at head is UP'", "ok"),
+        ("echo 'Slurmctld(primary) at head is DOWN'", "note"),
+        ("echo 'scontrol: error: no configuration' >&2; exit 1", "note"),
+    ],
+)
+def test_a_slurm_without_a_controller_is_noted(
+    ping: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("sbatch", "srun", "squeue", "scontrol", "sacct"):
+        text = f"if [ $1 = ping ]; then {ping}; else echo slurm 22.05.8; fi"
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = found("SLURM")
+    assert check.status == status
+    assert ("no controller answers" in check.text) == (status == "note")
+
+
 def test_a_folder_that_cannot_be_written_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocker = tmp_path / "file"
     blocker.write_text("")

@@ -15,7 +15,7 @@ from ocpgem.data.cost import STORED_EDGES
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.folder import only_writer
 from ocpgem.data.plan import check_fits
-from ocpgem.errors import DataError, OcpgemError, RequestError
+from ocpgem.errors import DataError, OcpgemError
 from ocpgem.evaluate.edge_cost import agreed_edge_cost
 from ocpgem.evaluate.open_model import Model, fingerprint, graphs_of
 from ocpgem.evaluate.prediction_set import PredictionSet, join, write_predictions
@@ -27,6 +27,7 @@ from ocpgem.evaluate.relax.store import (
     TRAJECTORIES,
     Finished,
     PartsWriter,
+    check_folder,
     open_folder,
     write_table,
 )
@@ -119,8 +120,7 @@ def _only_writer(out: Path) -> Iterator[None]:
         error: OcpgemError | None = None
         if group.is_main():
             try:
-                if out.exists() and not out.is_dir():
-                    raise RequestError(f"{out} is a file; name a folder with --out")
+                check_folder(out)
                 stack.enter_context(only_writer(out))
             except OcpgemError as caught:
                 error = caught

@@ -92,6 +92,16 @@ class PartsWriter:
         self._last = time.monotonic()
 
 
+def check_folder(folder: Path) -> None:
+    """Raise RequestError for a file, or a folder that holds something else than a relaxation."""
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"{folder} is a file; name a folder with --out")
+    if not (folder / REQUEST_FILE).is_file() and any(entry.name != LOCK_FILE for entry in folder.glob("*")):
+        raise RequestError(
+            f"{folder} is there already and holds no relaxation; name another folder with --out"
+        )
+
+
 def open_folder(folder: Path, request: dict[str, Any]) -> list[Finished]:
     """Make the folder of a relaxation, or open that of an earlier one; returns what is finished already.
 
@@ -99,12 +109,9 @@ def open_folder(folder: Path, request: dict[str, Any]) -> list[Finished]:
     damaged part.
     """
     path = folder / REQUEST_FILE
+    check_folder(folder)
     if path.is_file():
         _compare(json.loads(path.read_text()), request, folder)
-    elif any(entry.name != LOCK_FILE for entry in folder.glob("*")):
-        raise RequestError(
-            f"{folder} is there already and holds no relaxation; name another folder with --out"
-        )
     for name in (PARTS, TRAJECTORIES):
         (folder / name).mkdir(parents=True, exist_ok=True)
     if not path.is_file():
