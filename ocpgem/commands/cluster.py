@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -104,7 +105,10 @@ def _submit(args: argparse.Namespace) -> int:
     from ocpgem.launch.profile import load_profile
     from ocpgem.launch.submission import next_folder, script_of, submit, test_with_slurm
 
-    given = [f"{name}={getattr(args, name)}" for name in _OPTIONS if getattr(args, name) is not None]
+    # As JSON, so that text stays text: an account may be a number.
+    given = [
+        f"{name}={json.dumps(getattr(args, name))}" for name in _OPTIONS if getattr(args, name) is not None
+    ]
     profile = load_profile(args.cluster, [*args.set, *given])
     found = Findings()
     plan = _plan(args, profile, found)

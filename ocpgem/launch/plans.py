@@ -74,7 +74,8 @@ def plan_training(request: TrainRequest, found: Findings) -> Plan:
 
 def check_training(config: TrainConfig, place: Path, profile: ClusterProfile, found: Findings) -> None:
     """What a run in the folder `place` would be refused for, what its ranks need, and whether they have their cores."""
-    examined = examine(config, profile.n_ranks, RunDirectory(place).has_begun)
+    begun, other_python = RunDirectory(place).has_begun, profile.python is not None
+    examined = examine(config, profile.n_ranks, begun, other_python)
     found.mistakes += map(str, examined.mistakes)
     found.notes += examined.notes
     if not examined.mistakes:

@@ -52,11 +52,13 @@ class Examined:
         return self.data
 
 
-def examine(config: TrainConfig, n_ranks: int | None, begun: bool = False) -> Examined:
+def examine(
+    config: TrainConfig, n_ranks: int | None, begun: bool = False, other_python: bool = False
+) -> Examined:
     """Make every check of a run that reads no records and computes nothing.
 
     n_ranks: None where it is not known yet; begun: the run goes on from a checkpoint (`RunDirectory.has_begun`), so
-    what it began with may be gone.
+    what it began with may be gone; other_python: the run has another Python, whose packages are not known here.
     """
     files = [(section, path) for section, path in config.files if section == "data" or not begun]
     absent = [(section, path) for section, path in files if not path.exists()]
@@ -66,7 +68,8 @@ def examine(config: TrainConfig, n_ranks: int | None, begun: bool = False) -> Ex
         attempt(check, wrong)
     with torch.device("meta"):
         potential = Potential(config.model, Normalization())
-    attempt(partial(require_packages, config.loggers), wrong)
+    if not other_python:
+        attempt(partial(require_packages, config.loggers), wrong)
     attempt(partial(treatments, potential, config.optim), wrong)
     if not begun:
         missing = {section for section, _ in absent}

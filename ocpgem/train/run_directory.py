@@ -87,7 +87,8 @@ class RunDirectory:
     @property
     def has_begun(self) -> bool:
         """Whether a checkpoint is there: then a run goes on, and needs its data but nothing else that it began with."""
-        return (self.path / "preparation.json").is_file() and any(self.checkpoints.glob("*"))
+        files = CheckpointFolder(self.checkpoints)
+        return (self.path / "preparation.json").is_file() and bool(files.candidates())
 
     def prepare(self, config: TrainConfig, facts: dict[str, Any]) -> None:
         """Create the folder, or check that it belongs to a run with the same configuration.

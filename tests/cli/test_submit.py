@@ -34,6 +34,7 @@ def test_a_dry_run_shows_the_script_and_the_ranks_and_writes_nothing(
         "2",
         "--dry-run",
     ]
+    words += ["--account", "0123"]  # text, whatever it looks like
     assert main([*words, "optim.lr=1e-3", "data.batch_size=8", "--set", "mail.when=[fail]"]) == 0
     out = capsys.readouterr().out
     for line in (
@@ -44,7 +45,7 @@ def test_a_dry_run_shows_the_script_and_the_ranks_and_writes_nothing(
         "#SBATCH --mem=240G",
         "#SBATCH --time=1440",
         "#SBATCH --partition=gpu",
-        "#SBATCH --account=my_project",
+        "#SBATCH --account=0123",
         "#SBATCH --mail-user=me@example.org",
         "#SBATCH --mail-type=FAIL",
         "#SBATCH --exclusive",

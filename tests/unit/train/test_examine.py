@@ -76,6 +76,13 @@ def test_what_is_right_has_no_mistakes(place: Path) -> None:
     assert told(None, data={"batch_size": 1}, parallel={"graph": 3}) == [], "only with a number of ranks"
 
 
+def test_packages_of_another_python_are_not_looked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    wandb = config(loggers={"wandb": {"project": "x"}})
+    assert len(examine(wandb, 4).mistakes) == 1
+    assert examine(wandb, 4, other_python=True).mistakes == []
+
+
 def test_groups_that_share_edges_need_a_system_each_and_not_every_rank(place: Path) -> None:
     assert told(8, data={"batch_size": 4}, parallel={"graph": 2}) == []
 
