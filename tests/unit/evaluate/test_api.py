@@ -170,6 +170,12 @@ def test_what_is_no_model_is_one_sentence(source: object, message: str) -> None:
         ocpgem.load(source)
 
 
+def test_a_device_that_is_not_there_is_refused_before_a_model_is_read(tmp_path: Path) -> None:
+    for load in (ocpgem.load, ocpgem.Calculator.from_checkpoint):
+        with pytest.raises(RequestError, match="device 'cuda:99' cannot be used here"):
+            load(tmp_path / "nowhere.pt", device="cuda:99")
+
+
 def test_a_catalogue_name_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = released_file(tmp_path)
