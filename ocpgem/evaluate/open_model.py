@@ -62,6 +62,18 @@ def load_together(
     return model if model is not None else load(source, forces_from=forces_from, device=device)
 
 
+def require_model(model: object) -> Model:
+    """The model; raises RequestError for anything else, such as the path of one."""
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str | Path):
+        name = repr(str(model))
+        raise RequestError(
+            f"{name} is a name, not a loaded model; load it first: model = ocpgem.load({name})"
+        )
+    raise RequestError(f"a {type(model).__name__} is no model; ocpgem.load gives one")
+
+
 def graphs_of(model: Model) -> tuple[GraphSpec, ...]:
     """The kinds of graph that a model needs a topology of."""
     return model.graph_specs if isinstance(model, Combined) else (model.graph_spec,)

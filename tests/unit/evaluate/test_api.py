@@ -195,6 +195,22 @@ def test_a_catalogue_name_is_downloaded_once(tmp_path: Path, monkeypatch: pytest
     assert fetched[0].is_relative_to(tmp_path / "cache" / "ocpgem" / "models")
 
 
+@pytest.mark.parametrize("function", ["predict", "score", "relax", "Calculator"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("runs/x", r"'runs/x' is a name, not a loaded model; load it first: model = ocpgem.load\('runs/x'\)"),
+        (Path("runs/x"), r"ocpgem.load\('runs/x'\)"),
+        (["runs/x", "runs/y"], "a list is no model; ocpgem.load gives one"),
+        (torch.nn.Linear(3, 1), "a Linear is no model"),
+    ],
+)
+def test_a_model_that_is_not_loaded_is_a_wrong_request(function: str, given: object, message: str) -> None:
+    structures = [] if function == "Calculator" else [as_atoms(list(random_systems(1)))]
+    with pytest.raises(RequestError, match=message):
+        getattr(ocpgem, function)(given, *structures)
+
+
 def test_no_structures_are_refused(files: dict[str, Path]) -> None:
     with pytest.raises(RequestError, match="no structures"):
         ocpgem.predict(ocpgem.load(files["a"]), [])
