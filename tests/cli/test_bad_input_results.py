@@ -110,21 +110,25 @@ def build(**files: str) -> list[object]:
     return ["leaderboard", "build", *(f"{split}={path}" for split, path in pairs.items()), "--out", "new.npz"]
 
 
-WRONG_FILES = ("gone.npz", "empty.npz", "text.npz", "cut.npz", "single.npz", "other.npz", "folder.npz")
+WRONG_FILES = {"gone.npz": 2, "folder.npz": 2} | dict.fromkeys(
+    ("empty.npz", "text.npz", "cut.npz", "single.npz", "other.npz"), 1
+)
+"""With the exit code: 2 where no file is named, 1 where its content is wrong."""
 
 
 @pytest.mark.parametrize("split", ["id", "ood_both"])
 def test_leaderboard_build_of_a_wrong_file(place: Path, tmp_path: Path, split: str) -> None:
-    cases = [case(build(**{split: name}), 1, name) for name in (*WRONG_FILES, "scalar.npz")]
+    codes = WRONG_FILES | {"scalar.npz": 1}
+    cases = [case(build(**{split: name}), code, name) for name, code in codes.items()]
     check(place, tmp_path, cases)
 
 
 def test_leaderboard_check_and_score_of_a_wrong_file(place: Path, tmp_path: Path) -> None:
     data = ["--data", "id=data_id"]
     cases: list[Case] = []
-    for name in WRONG_FILES:
-        cases.append(case(["leaderboard", "check", name, *data], 1, name))
-        cases.append(case(["leaderboard", "score", name, *data, "--json", "new.json"], 1, name))
+    for name, code in WRONG_FILES.items():
+        cases.append(case(["leaderboard", "check", name, *data], code, name))
+        cases.append(case(["leaderboard", "score", name, *data, "--json", "new.json"], code, name))
     check(place, tmp_path, cases)
 
 

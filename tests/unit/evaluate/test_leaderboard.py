@@ -283,7 +283,7 @@ def test_scores_of_the_first_host_include_its_rounding(sets: dict[str, Path], tm
         (["build", "id.npz", "--out", "s.npz"], 2, "names no split"),
         (["build", "id=id.npz", "id=id.npz", "--out", "s.npz"], 2, "named twice"),
         (["build", "id=id.npz", "--out", "s.txt"], 2, "ending in .npz"),
-        (["check", "nowhere.npz"], 1, "nowhere.npz does not exist"),
+        (["check", "nowhere.npz"], 2, "nowhere.npz does not exist"),
         (["check", "id.npz", "--data", "test=."], 2, "there is no split test"),
         (["score", "id.npz"], 2, "say with --data"),
     ],
