@@ -20,7 +20,7 @@ def open_dataset(path: str | Path, limit: int | None = None) -> Dataset:
 
     Folders, `.lmdb` and `.aselmdb` files are read lazily; pickled lists of PyG objects (.pkl, .pt) and whatever ASE
     reads are read into memory. Nothing in a file is ever run.
-    Raises RequestError for a missing path or a limit below 1, DataError for content that cannot be used.
+    Raises RequestError for a path where no data set is or a limit below 1, DataError for content that cannot be used.
     """
     path = Path(path)
     if limit is not None and limit < 1:

@@ -135,7 +135,7 @@ def test_leaderboard_check_and_score_of_a_wrong_file(place: Path, tmp_path: Path
 def test_leaderboard_of_data_that_do_not_fit(place: Path, tmp_path: Path) -> None:
     cases = [
         case([*build(), "--data", "id=gone"], 2, "gone does not exist"),
-        case([*build(), "--data", "id=folder"], 1, "folder holds no data set"),
+        case([*build(), "--data", "id=folder"], 2, "folder holds no data set"),
         case([*build(), "--data", "test=data_id"], 2, "there is no split test"),
         case([*build(), "--data", "id=data_ood_cat"], 1, "nothing is written: id: 5 of 5 ids are missing"),
         case([*build(id="ood_cat.npz"), "--data", "id=data_id"], 1, "5 of 5 ids are missing"),
@@ -159,7 +159,7 @@ def test_predict_evaluate_and_relax(place: Path, tmp_path: Path) -> None:
             case([command, "folder", "--data", "data_id", "--out", out], 2, "folder holds no model"),
             case([command, "empty.npz", "--data", "data_id", "--out", out], 1, "empty.npz cannot be read"),
             case([command, "model.pt", "--data", "gone", "--out", out], 2, "gone does not exist"),
-            case([command, "model.pt", "--data", "folder", "--out", out], 1, "folder holds no data set"),
+            case([command, "model.pt", "--data", "folder", "--out", out], 2, "folder holds no data set"),
             case([command, "model.pt", "--data", "text.npz", "--out", out], 1, "text.npz"),
             case([*words, out, "--ensemble", "gone.pt"], 2, "gone.pt"),
             case([*words, out, "--forces-from", "text.npz"], 1, "text.npz cannot be read"),
