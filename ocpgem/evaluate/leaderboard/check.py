@@ -146,7 +146,9 @@ def _faults_of_floats(name: str, values: Array, shape: tuple[int, ...], form: Fo
     if values.shape != shape:
         yield f"{name} has shape {list(values.shape)}; it should be {list(shape)}"
     dtype = form.dtype(name)
-    if values.dtype.kind != "f" or (dtype is not None and values.dtype != dtype):
+    if dtype is None and values.dtype == np.float16:
+        yield f"{name} has been cast to float16; build with --dialect {form.dialect}, which casts nothing"
+    elif values.dtype.kind != "f" or (dtype is not None and values.dtype != dtype):
         asked = "a floating-point type" if dtype is None else str(np.dtype(dtype))
         yield f"{name} is {values.dtype}; the {form.dialect} dialect for {form.benchmark} asks for {asked}"
     if values.dtype.kind == "f":
