@@ -160,7 +160,7 @@ def test_predict_evaluate_and_relax(place: Path, tmp_path: Path) -> None:
             case([command, "empty.npz", "--data", "data_id", "--out", out], 1, "empty.npz cannot be read"),
             case([command, "model.pt", "--data", "gone", "--out", out], 2, "gone does not exist"),
             case([command, "model.pt", "--data", "folder", "--out", out], 2, "folder holds no data set"),
-            case([command, "model.pt", "--data", "text.npz", "--out", out], 1, "text.npz"),
+            case([command, "model.pt", "--data", "text.npz", "--out", out], 2, "text.npz is an archive"),
             case([*words, out, "--ensemble", "gone.pt"], 2, "gone.pt"),
             case([*words, out, "--forces-from", "text.npz"], 1, "text.npz cannot be read"),
             case([*words, "model.pt/new.npz"], 2 if command == "predict" else 1, "model.pt"),
@@ -172,6 +172,6 @@ def test_predict_evaluate_and_relax(place: Path, tmp_path: Path) -> None:
         case(["predict", "model.pt", "--data", "data_id", "--out", "new.txt"], 2, "ending in .npz"),
         case(["relax", "model.pt", "--data", "data_id", "--out", "model.pt"], 2, "model.pt"),
         case(["evaluate", "model.pt", "--data", "data_id", "--json", "folder"], 2, "folder is a folder"),
-        case(["evaluate", "model.pt", "--data", "empty.npz"], 1, "empty.npz"),
+        case(["evaluate", "model.pt", "--data", "empty.npz"], 2, "empty.npz is an archive"),
     ]
     check(place, tmp_path, cases)

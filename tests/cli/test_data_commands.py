@@ -107,7 +107,7 @@ def test_shard_writes_the_same_records_into_another_number_of_files(archive, tmp
         (("inspect", "water.extxyz", "--figure", "x.jpg"), 2, "--figure x.jpg should end in .png"),
         (("inspect", "water.extxyz", "--figure", "nowhere/x.png"), 2, "nowhere is not a folder"),
         (("inspect", "raw"), 2, "holds no data set"),
-        (("inspect", "raw/0.txt.xz"), 1, "0.txt.xz"),
+        (("inspect", "raw/0.txt.xz"), 2, "0.txt.xz is of a kind that neither ocpgem nor ASE reads"),
     ],
 )
 def test_a_mistake_is_one_sentence(archive, water, tmp_path, monkeypatch, capsys, words, code, message):
