@@ -165,6 +165,7 @@ def test_predict_evaluate_and_relax(place: Path, tmp_path: Path) -> None:
             case([*words, out, "--forces-from", "text.npz"], 1, "text.npz cannot be read"),
             case([*words, "model.pt/new.npz"], 2 if command == "predict" else 1, "model.pt"),
         ]
+    evaluate = ["evaluate", "model.pt", "--data", "data_id"]
     cases += [
         case(
             ["predict", "model.pt", "--data", "data_id", "--out", "folder.npz"], 2, "folder.npz is a folder"
@@ -173,5 +174,7 @@ def test_predict_evaluate_and_relax(place: Path, tmp_path: Path) -> None:
         case(["relax", "model.pt", "--data", "data_id", "--out", "model.pt"], 2, "model.pt"),
         case(["evaluate", "model.pt", "--data", "data_id", "--json", "folder"], 2, "folder is a folder"),
         case(["evaluate", "model.pt", "--data", "empty.npz"], 2, "empty.npz is an archive"),
+        case([*evaluate, "--json", "new", "--csv", "./new"], 2, "new is named for two outputs"),
+        case([*evaluate, "--markdown", "new", "--json", "folder/../new"], 2, "new is named for two outputs"),
     ]
     check(place, tmp_path, cases)
