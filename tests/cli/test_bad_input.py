@@ -214,13 +214,16 @@ def test_every_mistake_of_a_configuration_is_told_at_once(place: Path, tmp_path:
 
 
 def test_a_folder_without_a_model_and_a_file_that_is_none(place: Path, tmp_path: Path) -> None:
-    surplus, broken = tmp_path / "surplus.json", tmp_path / "broken.json"
+    surplus, broken, damaged = (tmp_path / name for name in ("surplus.json", "broken.json", "damaged.pt"))
+    damaged.write_bytes(b"\0" + (place / "model.pt").read_bytes()[1:])
     surplus.write_text(json.dumps({"model.surplus": 1.0}))
     broken.write_text("[")
     cases = [
         case(["evaluate", "train", "--data", "val"], 2, "train holds no model"),
         case(["evaluate", "model.pt"], 2, "say with --data what to score it on"),
-        case(["evaluate", "good.yml", "--data", "val"], 1, "good.yml cannot be read as a model file"),
+        case(["evaluate", "good.yml", "--data", "val"], 2, "good.yml is text, not a checkpoint"),
+        case(train("start_from.checkpoint=good.yml"), 2, "good.yml is text, not a checkpoint"),
+        case(["evaluate", damaged, "--data", "val"], 1, f"{damaged} cannot be read as a model file"),
         case(train(f"scale_factors.file={surplus}"), 2, "does not fit the model", "model.surplus"),
         case(train(f"scale_factors.file={broken}"), 2, "broken.json"),
     ]

@@ -162,7 +162,7 @@ def test_predict_evaluate_and_relax(place: Path, tmp_path: Path) -> None:
             case([command, "model.pt", "--data", "folder", "--out", out], 2, "folder holds no data set"),
             case([command, "model.pt", "--data", "text.npz", "--out", out], 2, "text.npz is an archive"),
             case([*words, out, "--ensemble", "gone.pt"], 2, "gone.pt"),
-            case([*words, out, "--forces-from", "text.npz"], 1, "text.npz cannot be read"),
+            case([*words, out, "--forces-from", "text.npz"], 2, "text.npz is text, not a checkpoint"),
             case([*words, "model.pt/new.npz"], 2 if command == "predict" else 1, "model.pt"),
         ]
     evaluate = ["evaluate", "model.pt", "--data", "data_id"]

@@ -152,7 +152,7 @@ def test_a_released_checkpoint_is_loaded_directly(tmp_path: Path) -> None:
 
 
 def test_a_file_of_neither_kind_says_both(tmp_path: Path) -> None:
-    (tmp_path / "notes.pt").write_text("no model")
+    (tmp_path / "notes.pt").write_bytes(b"no\0model")
     with pytest.raises(CheckpointError, match=r"as a model file.*read as a released checkpoint"):
         ocpgem.load(tmp_path / "notes.pt")
 
@@ -163,6 +163,10 @@ def test_a_file_of_neither_kind_says_both(tmp_path: Path) -> None:
         ("runs/nowhere", "runs/nowhere does not exist"),
         ("GemNet-dT-S2EF-OC20-3M", "did you mean GemNet-dT-S2EF-OC20-2M"),
         ([], "no model is named"),
+        (
+            ROOT / "README.md",
+            "README.md is text, not a checkpoint; give a run directory or a checkpoint file$",
+        ),
     ],
 )
 def test_what_is_no_model_is_one_sentence(source: object, message: str) -> None:
