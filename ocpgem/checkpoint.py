@@ -12,7 +12,7 @@ from ocpgem.config import dump_config, parse_config
 from ocpgem.errors import CheckpointError, RequestError
 from ocpgem.files import written_whole
 from ocpgem.models.gemnet.config import GemNetConfig
-from ocpgem.models.import_weights.safe_load import why_not_read
+from ocpgem.models.import_weights.safe_load import refuse_text, why_not_read
 from ocpgem.models.potential import Normalization, Potential
 
 MODEL_FILE = "model.pt"
@@ -43,7 +43,7 @@ def model_content(
 def load_potential(path: str | Path) -> Potential:
     """The potential of a run directory (its best, else its latest), a checkpoint or a model file, in eval mode.
 
-    Raises RequestError if there is none at `path`, CheckpointError if the file is damaged or of another kind.
+    Raises RequestError if there is none at `path`, or text, CheckpointError if the file is damaged or of another kind.
     """
     file = find_model_file(Path(path))
     content = read_model_file(file)
@@ -95,6 +95,7 @@ def find_model_file(path: Path) -> Path:
 
 def read_model_file(file: Path) -> dict[str, Any]:
     """The content of a model file; only tensors and plain values are ever constructed."""
+    refuse_text(file)
     try:
         with warnings.catch_warnings(action="ignore"):  # of foreign files, which end in an error anyway
             content = torch.load(file, map_location="cpu", weights_only=True)

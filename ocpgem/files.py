@@ -1,10 +1,20 @@
-"""Writing files so that they are complete or absent."""
+"""Files that are there to be read, and writing files so that they are complete or absent."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from ocpgem.errors import RequestError
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path to read where there is nothing, or a folder."""
+    if path.is_dir():
+        raise RequestError(f"{path} is a folder; name the file to read")
+    if not path.exists():
+        raise RequestError(f"{path} does not exist")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -91,3 +92,14 @@ def require_parent(path: Path) -> None:
         raise RequestError(f"{path} is a folder; name the file to write")
     if not path.parent.is_dir():
         raise RequestError(f"{path.parent} is not a folder, so {path.name} cannot be written there")
+
+
+def require_different(files: Sequence[Path]) -> None:
+    """Refuse to write one file over another of the same command."""
+    seen: set[Path] = set()
+    for file in files:
+        if file.resolve() in seen:
+            raise RequestError(
+                f"{file} is named for two outputs, of which one would be lost; name another file"
+            )
+        seen.add(file.resolve())

@@ -10,6 +10,7 @@ from ocpgem.commands.arguments import (
     Subparsers,
     checkpoint_argument,
     inference_arguments,
+    require_different,
     require_parent,
     several_models_arguments,
 )
@@ -130,6 +131,7 @@ def _evaluate_until(stop: "StopRequest", args: argparse.Namespace) -> int:
     from ocpgem.parallel import group
 
     files = files_of(args)
+    require_different(files)
     for file in files:
         require_parent(file)
     sets = _named_data(args)

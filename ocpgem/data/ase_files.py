@@ -18,12 +18,21 @@ if TYPE_CHECKING:
 COMPRESSED = {".gz", ".bz2", ".xz"}
 
 
+class UnknownKindError(DataError):
+    """A file that neither its name nor its content says how to read."""
+
+
 def read_atoms(path: Path, limit: int | None = None) -> Iterator[Atoms]:
-    """The structures of a file, in order; raises DataError, naming file and record, where ASE cannot go on."""
+    """The structures of a file, in order.
+
+    Raises DataError, naming file and record, where ASE cannot go on, and UnknownKindError where it cannot begin.
+    """
     from ase.io import iread
     from ase.io.formats import UnknownFileTypeError, filetype
 
     count = 0
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes)")
     try:
         kind = filetype(str(path))
         unpack = path.suffix in COMPRESSED and kind in ("xyz", "extxyz")
@@ -32,7 +41,7 @@ def read_atoms(path: Path, limit: int | None = None) -> Iterator[Atoms]:
                 yield atoms
                 count += 1
     except UnknownFileTypeError:
-        raise DataError(f"{path} is of a kind that neither ocpgem nor ASE reads") from None
+        raise UnknownKindError(f"{path} is of a kind that neither ocpgem nor ASE reads") from None
     except Exception as error:  # ASE's readers raise whatever the damaged content leads to
         raise DataError(f"{path}, record {count}: ASE cannot read it ({one_line(error)})") from None
 

@@ -23,7 +23,7 @@ from ocpgem.data.released_lmdb import Fields, sizes_by_reading, system_of
 from ocpgem.data.sharded import ShardedDataset, existing
 from ocpgem.data.sizes import SizeTable
 from ocpgem.data.system import System
-from ocpgem.errors import DataError, one_line
+from ocpgem.errors import DataError, RequestError, one_line
 
 SUFFIX = ".aselmdb"
 LARGEST_ROW = 1 << 28
@@ -38,14 +38,14 @@ _OTHERS = ("cell", "pbc", "tags", "energy", "forces")
 class AseLmdb(ShardedDataset["_Shard"]):
     """The systems of an ase-lmdb file or a folder of them, in order; safe in forked and in spawned workers.
 
-    Raises RequestError for a missing path and DataError, naming file or row, for what cannot be used.
+    Raises RequestError for a path without such files and DataError, naming file or row, for what cannot be used.
     """
 
     def __init__(self, path: str | Path) -> None:
         path = existing(path)
         files = ase_lmdb_files(path)
         if not files:
-            raise DataError(f"{path} holds no {SUFFIX} file")
+            raise RequestError(f"{path} holds no {SUFFIX} file")
         super().__init__(path, files, [len(_Shard(file)) for file in files])
 
     def _open(self, file: Path) -> _Shard:

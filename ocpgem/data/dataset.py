@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ocpgem.data.draws import Draws
 from ocpgem.data.sizes import NO_SIZE, SizeTable, size_row, size_table
 from ocpgem.data.system import System
-from ocpgem.errors import DataError, RequestError
+from ocpgem.errors import RequestError
 from ocpgem.graph.spec import GraphSpec
 
 
@@ -110,7 +110,7 @@ class InMemoryDataset(Dataset):
 
     def __init__(self, systems: list[System], path: str | Path = "memory") -> None:
         if not systems:
-            raise DataError(f"{path} holds no systems")
+            raise RequestError(f"{path} holds no systems")
         self.path = Path(path)
         self._systems = systems
         self._table: SizeTable | None = None

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ocpgem.data.lmdb_store import METADATA_FILE, PLAN_FILE, LmdbDataset, write_
 from ocpgem.errors import DataError, RequestError
 
 LOCK_FILE = ".lock"
+_HALF_WRITTEN = ".*.partial"
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ def summary_of(out: Path, n_reused_shards: int, seconds: float) -> Summary:
 def only_writer(out: Path) -> Iterator[None]:
     """Hold the folder's lock; the system drops it with the process, however that ends.
 
-    A folder that was made for this and is left empty is removed.
+    A folder that was made for this and is left empty is removed. Raises RequestError for a file in its place.
     """
+    _refuse_file(out)
     is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK_FILE).open("w") as file:
@@ -90,19 +93,34 @@ def is_complete(out: Path, plan: dict[str, Any]) -> bool:
     return True
 
 
-def agree_on_plan(out: Path, plan: dict[str, Any], of_other: str = "of something else") -> None:
-    """Write down what is being made, or check that it is what was begun here, and clear half-written files.
+def check_folder(out: Path, plan: dict[str, Any], of_other: str = "of something else") -> None:
+    """Raise RequestError unless `out` is free or holds what was begun with this plan; nothing is changed.
 
     of_other: what another conversion that was begun here would be one of, for its message.
     """
+    _refuse_file(out)
     file = out / PLAN_FILE
-    if not file.exists():
-        if any(out.glob("*.lmdb")):
-            raise RequestError(f"{out} already holds LMDB files; choose another folder")
-        write_atomically(file, plan)
-    elif json.loads(file.read_text()) != plan:
-        raise RequestError(f"{out} holds an unfinished conversion {of_other}; remove it to start anew")
-    for leftover in out.glob(".*.partial"):
+    if file.exists():
+        if json.loads(file.read_text()) != plan:
+            raise RequestError(f"{out} holds an unfinished conversion {of_other}; remove it to start anew")
+        return
+    held = sorted(each.name for each in out.iterdir()) if out.is_dir() else []
+    others = [name for name in held if name != LOCK_FILE and not fnmatch(name, _HALF_WRITTEN)]
+    if others:
+        raise RequestError(f"{out} is not empty ({others[0]} is there); choose another folder")
+
+
+def _refuse_file(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise RequestError(f"{out} is a file; choose another folder")
+
+
+def agree_on_plan(out: Path, plan: dict[str, Any], of_other: str = "of something else") -> None:
+    """`check_folder`, then write down what is being made, and clear half-written files."""
+    check_folder(out, plan, of_other)
+    if not (out / PLAN_FILE).exists():
+        write_atomically(out / PLAN_FILE, plan)
+    for leftover in out.glob(_HALF_WRITTEN):
         leftover.unlink()
 
 

@@ -80,6 +80,8 @@ def allow_open_files(count: int) -> None:
 def _open_environment(path: Path) -> lmdb.Environment:
     if not path.is_file():
         raise DataError(f"{path} is missing or not a file; the data set is incomplete")
+    if path.stat().st_size == 0:  # lmdb would say "Bad file descriptor"
+        raise DataError(f"{path} is empty (0 bytes); copy or make it anew")
     try:
         environment = lmdb.open(
             str(path),

@@ -39,7 +39,7 @@ from ocpgem.data.sizes import (
     unpack_sizes,
 )
 from ocpgem.data.system import System
-from ocpgem.errors import DataError, RequestError
+from ocpgem.errors import DataError, OcpgemError, RequestError
 from ocpgem.graph.spec import GraphSpec
 
 SHARD_FORMAT, DATASET_FORMAT, VERSION = "ocpgem-shard", "ocpgem-dataset", 1
@@ -172,7 +172,8 @@ def finish_dataset(folder: Path, paths: list[Path], provenance: dict[str, Any] |
 class LmdbDataset(ShardedDataset["_Shard"]):
     """The systems of a folder or of one shard, in order; safe in forked and in spawned workers.
 
-    Raises RequestError for a missing path and DataError, naming the file, for one that cannot be read.
+    Raises RequestError for a path where nothing is or a folder without a data set, and DataError, naming the file, for
+    one that cannot be read.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -274,7 +275,7 @@ class _Shard:
 def _read_metadata(folder: Path) -> dict[str, Any]:
     file = folder / METADATA_FILE
     if not file.exists():
-        raise DataError(_why_no_metadata(folder))
+        raise _no_metadata(folder)
     try:
         metadata: dict[str, Any] = json.loads(file.read_text())
         known = metadata["format"] == DATASET_FORMAT
@@ -286,14 +287,20 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
-def _why_no_metadata(folder: Path) -> str:
+def _no_metadata(folder: Path) -> OcpgemError:
     if (folder / PLAN_FILE).exists():
-        return f"{folder}: its conversion was interrupted or still runs: give the same command again, and it goes on"
+        return DataError(
+            f"{folder}: its conversion was interrupted or still runs: give the same command again, and it goes on"
+        )
     shards = sorted(folder.glob("*.lmdb"))
     if not shards:
-        return f"{folder} holds no data set: there is neither {METADATA_FILE} nor a .lmdb or .aselmdb file"
+        return RequestError(
+            f"{folder} holds no data set: there is neither {METADATA_FILE} nor a .lmdb or .aselmdb file"
+        )
     _Shard(shards[0])  # says so if it is of another kind
-    return f"{folder / METADATA_FILE} is missing: writing this data set was not finished; build it again"
+    return DataError(
+        f"{folder / METADATA_FILE} is missing: writing this data set was not finished; build it again"
+    )
 
 
 def _check_size(file: Path, expected: int) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ocpgem.data.ase_files import read_atoms
+from ocpgem.data.ase_files import UnknownKindError, read_atoms
 from ocpgem.data.ase_lmdb import SUFFIX, AseLmdb, ase_lmdb_files
 from ocpgem.data.dataset import Dataset, InMemoryDataset, Subset
 from ocpgem.data.lmdb_store import METADATA_FILE, LmdbDataset
 from ocpgem.data.released_lmdb import PICKLED_LISTS, ReleasedLmdb, is_released, read_pickled_list, system_of
 from ocpgem.data.system import System, system_from_atoms
-from ocpgem.errors import DataError, RequestError
+from ocpgem.errors import RequestError
 
 
 def open_dataset(path: str | Path, limit: int | None = None) -> Dataset:
@@ -20,7 +20,8 @@ def open_dataset(path: str | Path, limit: int | None = None) -> Dataset:
 
     Folders, `.lmdb` and `.aselmdb` files are read lazily; pickled lists of PyG objects (.pkl, .pt) and whatever ASE
     reads are read into memory. Nothing in a file is ever run.
-    Raises RequestError for a missing path or a limit below 1, DataError for content that cannot be used.
+    Raises RequestError for a path where no data set is, a file of a kind that is not read, or a limit below 1,
+    DataError for content that cannot be used.
     """
     path = Path(path)
     if limit is not None and limit < 1:
@@ -29,9 +30,12 @@ def open_dataset(path: str | Path, limit: int | None = None) -> Dataset:
         raise RequestError(f"{path} does not exist")
     if not path.is_dir() and path.suffix not in (".lmdb", SUFFIX):
         if path.suffix == ".npz":
-            raise DataError(f"{path} is an archive; convert it first: data convert {path} --out FOLDER")
+            raise RequestError(f"{path} is an archive; convert it first: data convert {path} --out FOLDER")
         read = _read_pickles if path.suffix in PICKLED_LISTS else _read_with_ase
-        return InMemoryDataset(read(path, limit), path)
+        try:
+            return InMemoryDataset(read(path, limit), path)
+        except UnknownKindError as error:
+            raise RequestError(str(error)) from None
     dataset = _open_lmdbs(path)
     if limit is None or limit >= len(dataset):
         return dataset

@@ -25,7 +25,7 @@ from ocpgem.data.sharded import ShardedDataset, existing
 from ocpgem.data.sizes import NO_SIZE, SizeTable, size_row, size_table
 from ocpgem.data.system import System, to_uint8
 from ocpgem.data.workers import Counter, run_jobs
-from ocpgem.errors import DataError
+from ocpgem.errors import DataError, RequestError
 
 PICKLED_LISTS = (".pkl", ".pt")
 """Endings of files that hold a list of PyG objects."""
@@ -56,14 +56,14 @@ class ReleasedLmdb(ShardedDataset["_Shard"]):
     energies. Atoms without tags get 0, systems without a number their place. Everything is periodic unless a record
     says otherwise. The side table is computed when first asked for, which reads every record: convert what is large.
 
-    Raises RequestError for a missing path and DataError, naming file or record, for what cannot be used.
+    Raises RequestError for a path without LMDBs and DataError, naming file or record, for what cannot be used.
     """
 
     def __init__(self, path: str | Path) -> None:
         path = existing(path)
         files = shard_files(path)
         if not files:
-            raise DataError(f"{path} holds no .lmdb file")
+            raise RequestError(f"{path} holds no .lmdb file")
         super().__init__(path, files, [len(_Shard(file)) for file in files])
 
     def _open(self, file: Path) -> _Shard:

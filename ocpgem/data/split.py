@@ -14,13 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ocpgem.data.folder import Summary, agree_on_plan, is_complete, only_writer, summary_of
+from ocpgem.data.folder import Summary, agree_on_plan, check_folder, is_complete, only_writer, summary_of
 from ocpgem.data.lmdb_store import METADATA_FILE, PLAN_FILE, LmdbDataset
 from ocpgem.data.selection import Selection, identity, open_own, write_selection
 from ocpgem.data.workers import available_cores, check_workers
 from ocpgem.errors import RequestError
 
 By = Literal["system", "frame"]
+_OF_OTHER = "of another split"
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def split_dataset(
     sizes_by_name = dict(zip(names, sizes, strict=True))
     plans = [plan | {"parts": sizes_by_name, "part": name} for name in names]
     with only_writer(out):
-        missing = [not _begin(out / name, plan) for name, plan in zip(names, plans, strict=True)]
+        missing = _begin([out / name for name in names], plans)
         summaries = {}
         for name, plan, records, to_do in zip(names, plans, chosen, missing, strict=True):
             started = time.monotonic()
@@ -176,13 +177,17 @@ def _sizes(source: Path, parts: Sequence[Part], n_units: int, n_frames: int, by:
         raise RequestError(f"{source}: {error}{hint}") from None
 
 
-def _begin(folder: Path, plan: dict[str, Any]) -> bool:
-    """Whether the part is there already; else claim its folder for this plan."""
-    if is_complete(folder, plan):
-        return True
-    folder.mkdir(parents=True, exist_ok=True)
-    agree_on_plan(folder, plan, "of another split")
-    return False
+def _begin(folders: list[Path], plans: list[dict[str, Any]]) -> list[bool]:
+    """Which parts are still to be made; their folders are claimed, all of them or, where one is refused, none."""
+    pairs = list(zip(folders, plans, strict=True))
+    missing = [not is_complete(folder, plan) for folder, plan in pairs]
+    to_do = [pair for pair, is_missing in zip(pairs, missing, strict=True) if is_missing]
+    for folder, plan in to_do:
+        check_folder(folder, plan, _OF_OTHER)
+    for folder, plan in to_do:
+        folder.mkdir(parents=True, exist_ok=True)
+        agree_on_plan(folder, plan, _OF_OTHER)
+    return missing
 
 
 def _write(

@@ -14,7 +14,7 @@ from ocpgem.data.open import open_dataset
 from ocpgem.data.system import system_from_atoms
 from ocpgem.errors import RequestError
 from ocpgem.evaluate.metrics import check_finite
-from ocpgem.evaluate.open_model import Model
+from ocpgem.evaluate.open_model import Model, require_model
 from ocpgem.evaluate.predict import Effort, evaluate, outputs
 
 if TYPE_CHECKING:
@@ -47,12 +47,15 @@ def predict(
 ) -> Prediction | list[Prediction]:
     """Predict energies and forces.
 
+    model: as `ocpgem.load` gives it.
     structures: one `ase.Atoms` (gives one prediction), or several, a data set or its path (gives a list, in order).
     effort: batch sizes and loader processes; results do not depend on them.
-    Raises DataError naming the structure that cannot be used or whose prediction is not finite.
+    Raises RequestError for a model that is not loaded, DataError naming the structure that cannot be used or whose
+    prediction is not finite.
     """
     from ase import Atoms
 
+    model = require_model(model)
     if isinstance(structures, Atoms):
         return predict(model, [structures], effort)[0]
     dataset = as_dataset(structures)
@@ -69,9 +72,10 @@ def score(
 ) -> dict[str, float]:
     """The OC20 metrics of a model on labelled structures; energies in eV, forces in eV/A, shares from 0 to 1.
 
-    Labels of `ase.Atoms` are read from their calculator. Raises DataError where they are missing.
+    model: as `ocpgem.load` gives it. Labels of `ase.Atoms` are read from their calculator.
+    Raises RequestError for a model that is not loaded, DataError where labels are missing.
     """
-    return evaluate(model, as_dataset(structures), effort or Effort(progress=False))
+    return evaluate(require_model(model), as_dataset(structures), effort or Effort(progress=False))
 
 
 def as_dataset(structures: "Sequence[Atoms] | Dataset | str | Path") -> Dataset:

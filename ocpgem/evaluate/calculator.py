@@ -26,6 +26,7 @@ from ocpgem.evaluate.open_model import (
     heaviest_element,
     load,
     referenced_elements,
+    require_model,
 )
 from ocpgem.graph.skin import DEFAULT_SKIN, SkinLists
 from ocpgem.graph.system_edges import select_edges
@@ -55,14 +56,14 @@ class Calculator(AseCalculator):
     ignored_changes = _IGNORED
 
     def __init__(self, model: Model, *, skin: float = DEFAULT_SKIN, precision: str | None = None) -> None:
-        """model: as `ocpgem.load` gives it; it is put into evaluation mode.
+        """model: as `ocpgem.load` gives it (`from_checkpoint` takes its path); it is put into evaluation mode.
 
         skin: A, 0 for a search at every call; precision: "float32" or "float64", by default that of the model. In
         float64 molecular dynamics and finite differences are free of rounding, at two to three times the cost on a CPU.
-        Raises RequestError for values that mean nothing.
+        Raises RequestError for a model that is not loaded and for values that mean nothing.
         """
         super().__init__()
-        self.model = _in_precision(model, precision).eval()
+        self.model = _in_precision(require_model(model), precision).eval()
         self.implemented_properties = _properties(self.model)
         self._skin = skin
         self._make_lists()

@@ -16,7 +16,7 @@ from ocpgem.models.import_weights.catalogue import CATALOGUE, Released, fetch, f
 from ocpgem.models.import_weights.released import import_released
 from ocpgem.models.potential import Potential, Predictions
 from ocpgem.parallel import group
-from ocpgem.parallel.device import choose_device
+from ocpgem.parallel.device import choose_device, find_device
 
 Model = Potential | Combined
 Source = str | Path
@@ -35,12 +35,13 @@ def load(
     forces_from: where the forces come from, if not from `source`.
     device: the GPU where there is one, unless said otherwise.
 
-    Raises RequestError where there is no such model, CheckpointError for a file that cannot be used.
+    Raises RequestError where there is no such model or device, CheckpointError for a file that cannot be used.
     """
+    place = choose_device() if device is None else find_device(device)
     energy = [_load_one(each) for each in _listed(source)]
     forces = None if forces_from is None else [_load_one(each) for each in _listed(forces_from)]
     model: Model = energy[0] if len(energy) == 1 and forces is None else Combined(energy, forces)
-    return model.to(torch.device(device) if device is not None else choose_device()).eval()
+    return model.to(place).eval()
 
 
 def check_models(source: Sequence[Source], forces_from: Sequence[Source] | None = None) -> None:
@@ -70,6 +71,18 @@ def load_together(
             error = caught
     group.raise_together(error)
     return model if model is not None else load(source, forces_from=forces_from, device=device)
+
+
+def require_model(model: object) -> Model:
+    """The model; raises RequestError for anything else, such as the path of one."""
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, str | Path):
+        name = repr(str(model))
+        raise RequestError(
+            f"{name} is a name, not a loaded model; load it first: model = ocpgem.load({name})"
+        )
+    raise RequestError(f"a {type(model).__name__} is no model; ocpgem.load gives one")
 
 
 def graphs_of(model: Model) -> tuple[GraphSpec, ...]:

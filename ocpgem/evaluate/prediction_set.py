@@ -33,7 +33,7 @@ from torch_geometric.data import Data
 from ocpgem.errors import DataError, OcpgemError, RequestError
 from ocpgem.evaluate.metrics import ALL_METRICS, ENERGY_THRESHOLD, ROW, S2EFMetrics
 from ocpgem.evaluate.positions import mean_distances, share_within
-from ocpgem.files import written_whole
+from ocpgem.files import require_file, written_whole
 from ocpgem.models.potential import Predictions
 from ocpgem.zip_errors import ZIP_ERRORS
 
@@ -256,7 +256,11 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
 
 
 def read_raw(path: Path) -> PredictionSet:
-    """The content of a `raw` prediction file; raises DataError for any other or a damaged one."""
+    """The content of a `raw` prediction file.
+
+    Raises RequestError where there is no file, DataError for one of another kind or a damaged one.
+    """
+    require_file(path)
     names = [field.name for field in dataclasses.fields(PredictionSet)]
     try:
         loaded = np.load(path, allow_pickle=False)

@@ -4,6 +4,8 @@ import ctypes
 
 import torch
 
+from ocpgem.errors import RequestError, one_line
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Names of glibc's mallopt(3)."""
 
@@ -11,6 +13,20 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def choose_device() -> torch.device:
     """The GPU where there is one (ranks pick theirs by LOCAL_RANK), else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def find_device(wanted: str | torch.device) -> torch.device:
+    """The device of this name; raises RequestError where torch knows none or this machine has none."""
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except Exception as error:  # torch raises many kinds, from AssertionError to ModuleNotFoundError
+        present = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise RequestError(
+            f"device {str(wanted)!r} cannot be used here ({one_line(error):.100}); "
+            f"this machine has {', '.join(present)}"
+        ) from error
+    return device
 
 
 def set_up_device() -> torch.device:

@@ -77,8 +77,12 @@ def train(*overrides: str) -> list[object]:
 
 
 def test_a_path_that_is_not_there(place: Path, tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
     cases = [
         case(train("data.train=nowhere"), 2, "nowhere does not exist"),
+        case(train(f"data.train={nothing}"), 2, f"{nothing} holds no data set"),
+        case(["evaluate", "model.pt", "--data", nothing], 2, f"{nothing} holds no data set"),
         case(["train", "nowhere.yml", "--run-dir", "new"], 2, "nowhere.yml: there is no such file"),
         case(["evaluate", "nowhere", "--data", "val"], 2, "nowhere does not exist"),
         case(["predict", "model.pt", "--data", "nowhere", "--out", "new.npz"], 2, "nowhere does not exist"),
@@ -146,7 +150,8 @@ def test_a_path_that_may_not_be_read_or_written(place: Path, tmp_path: Path) -> 
 
 
 def test_a_data_set_that_is_foreign_or_damaged(place: Path, tmp_path: Path) -> None:
-    foreign, text = tmp_path / "foreign.lmdb", tmp_path / "text.lmdb"
+    foreign, text, empty = (tmp_path / f"{name}.lmdb" for name in ("foreign", "text", "empty"))
+    empty.touch()
     with (
         lmdb.open(str(foreign), subdir=False, lock=False) as environment,
         environment.begin(write=True) as put,
@@ -168,6 +173,7 @@ def test_a_data_set_that_is_foreign_or_damaged(place: Path, tmp_path: Path) -> N
     cases = [
         case(train(f"data.train={foreign}"), 1, f"{foreign} is an LMDB of another kind"),
         case(train(f"data.train={text}"), 1, f"{text} cannot be opened as an LMDB"),
+        case(train(f"data.train={empty}"), 1, f"{empty} is empty (0 bytes)"),
         case(train(f"data.train={truncated}"), 1, f"{cut} has", "copy or make it anew"),
         case(["evaluate", "model.pt", "--data", cut], 1, f"{cut} is truncated"),
         case(["evaluate", "model.pt", "--data", damaged], 1, f"{flipped}, record", "checksum does not match"),
@@ -230,13 +236,16 @@ def test_every_mistake_of_a_configuration_is_told_at_once(place: Path, tmp_path:
 
 
 def test_a_folder_without_a_model_and_a_file_that_is_none(place: Path, tmp_path: Path) -> None:
-    surplus, broken = tmp_path / "surplus.json", tmp_path / "broken.json"
+    surplus, broken, damaged = (tmp_path / name for name in ("surplus.json", "broken.json", "damaged.pt"))
+    damaged.write_bytes(b"\0" + (place / "model.pt").read_bytes()[1:])
     surplus.write_text(json.dumps({"model.surplus": 1.0}))
     broken.write_text("[")
     cases = [
         case(["evaluate", "train", "--data", "val"], 2, "train holds no model"),
         case(["evaluate", "model.pt"], 2, "say with --data what to score it on"),
-        case(["evaluate", "good.yml", "--data", "val"], 1, "good.yml cannot be read as a model file"),
+        case(["evaluate", "good.yml", "--data", "val"], 2, "good.yml is text, not a checkpoint"),
+        case(train("start_from.checkpoint=good.yml"), 2, "good.yml is text, not a checkpoint"),
+        case(["evaluate", damaged, "--data", "val"], 1, f"{damaged} cannot be read as a model file"),
         case(train(f"scale_factors.file={surplus}"), 2, "does not fit the model", "model.surplus"),
         case(train(f"scale_factors.file={broken}"), 2, "broken.json"),
     ]

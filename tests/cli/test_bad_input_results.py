@@ -110,28 +110,32 @@ def build(**files: str) -> list[object]:
     return ["leaderboard", "build", *(f"{split}={path}" for split, path in pairs.items()), "--out", "new.npz"]
 
 
-WRONG_FILES = ("gone.npz", "empty.npz", "text.npz", "cut.npz", "single.npz", "other.npz", "folder.npz")
+WRONG_FILES = {"gone.npz": 2, "folder.npz": 2} | dict.fromkeys(
+    ("empty.npz", "text.npz", "cut.npz", "single.npz", "other.npz"), 1
+)
+"""With the exit code: 2 where no file is named, 1 where its content is wrong."""
 
 
 @pytest.mark.parametrize("split", ["id", "ood_both"])
 def test_leaderboard_build_of_a_wrong_file(place: Path, tmp_path: Path, split: str) -> None:
-    cases = [case(build(**{split: name}), 1, name) for name in (*WRONG_FILES, "scalar.npz")]
+    codes = WRONG_FILES | {"scalar.npz": 1}
+    cases = [case(build(**{split: name}), code, name) for name, code in codes.items()]
     check(place, tmp_path, cases)
 
 
 def test_leaderboard_check_and_score_of_a_wrong_file(place: Path, tmp_path: Path) -> None:
     data = ["--data", "id=data_id"]
     cases: list[Case] = []
-    for name in WRONG_FILES:
-        cases.append(case(["leaderboard", "check", name, *data], 1, name))
-        cases.append(case(["leaderboard", "score", name, *data, "--json", "new.json"], 1, name))
+    for name, code in WRONG_FILES.items():
+        cases.append(case(["leaderboard", "check", name, *data], code, name))
+        cases.append(case(["leaderboard", "score", name, *data, "--json", "new.json"], code, name))
     check(place, tmp_path, cases)
 
 
 def test_leaderboard_of_data_that_do_not_fit(place: Path, tmp_path: Path) -> None:
     cases = [
         case([*build(), "--data", "id=gone"], 2, "gone does not exist"),
-        case([*build(), "--data", "id=folder"], 1, "folder holds no data set"),
+        case([*build(), "--data", "id=folder"], 2, "folder holds no data set"),
         case([*build(), "--data", "test=data_id"], 2, "there is no split test"),
         case([*build(), "--data", "id=data_ood_cat"], 1, "nothing is written: id: 5 of 5 ids are missing"),
         case([*build(id="ood_cat.npz"), "--data", "id=data_id"], 1, "5 of 5 ids are missing"),
@@ -155,12 +159,13 @@ def test_predict_evaluate_and_relax(place: Path, tmp_path: Path) -> None:
             case([command, "folder", "--data", "data_id", "--out", out], 2, "folder holds no model"),
             case([command, "empty.npz", "--data", "data_id", "--out", out], 1, "empty.npz cannot be read"),
             case([command, "model.pt", "--data", "gone", "--out", out], 2, "gone does not exist"),
-            case([command, "model.pt", "--data", "folder", "--out", out], 1, "folder holds no data set"),
-            case([command, "model.pt", "--data", "text.npz", "--out", out], 1, "text.npz"),
+            case([command, "model.pt", "--data", "folder", "--out", out], 2, "folder holds no data set"),
+            case([command, "model.pt", "--data", "text.npz", "--out", out], 2, "text.npz is an archive"),
             case([*words, out, "--ensemble", "gone.pt"], 2, "gone.pt"),
-            case([*words, out, "--forces-from", "text.npz"], 1, "text.npz cannot be read"),
+            case([*words, out, "--forces-from", "text.npz"], 2, "text.npz is text, not a checkpoint"),
             case([*words, "model.pt/new.npz"], 2 if command == "predict" else 1, "model.pt"),
         ]
+    evaluate = ["evaluate", "model.pt", "--data", "data_id"]
     cases += [
         case(
             ["predict", "model.pt", "--data", "data_id", "--out", "folder.npz"], 2, "folder.npz is a folder"
@@ -168,6 +173,8 @@ def test_predict_evaluate_and_relax(place: Path, tmp_path: Path) -> None:
         case(["predict", "model.pt", "--data", "data_id", "--out", "new.txt"], 2, "ending in .npz"),
         case(["relax", "model.pt", "--data", "data_id", "--out", "model.pt"], 2, "model.pt"),
         case(["evaluate", "model.pt", "--data", "data_id", "--json", "folder"], 2, "folder is a folder"),
-        case(["evaluate", "model.pt", "--data", "empty.npz"], 1, "empty.npz"),
+        case(["evaluate", "model.pt", "--data", "empty.npz"], 2, "empty.npz is an archive"),
+        case([*evaluate, "--json", "new", "--csv", "./new"], 2, "new is named for two outputs"),
+        case([*evaluate, "--markdown", "new", "--json", "folder/../new"], 2, "new is named for two outputs"),
     ]
     check(place, tmp_path, cases)

@@ -94,7 +94,7 @@ def test_shard_writes_the_same_records_into_another_number_of_files(archive, tmp
         (("split", "water.extxyz", "--out", "x", "--parts", "a=0.5"), 2, "convert it first"),
         (("split", "nowhere", "--out", "x", "--parts", "a=0.5"), 2, "nowhere does not exist"),
         (("split", "nowhere", "--out", "x"), 2, "--parts"),
-        (("split", "raw", "--out", "x", "--parts", "a=0.5"), 1, "holds no data set"),
+        (("split", "raw", "--out", "x", "--parts", "a=0.5"), 2, "holds no data set"),
         (("split", "raw", "--out", "x", "--parts", "a"), 2, "write NAME=SHARE or NAME=NUMBER"),
         (("merge", "nowhere", "--out", "x"), 2, "nowhere does not exist"),
         (("merge", "nowhere", "--out", "x", "--shards", "0"), 2, "argument --shards"),
@@ -106,8 +106,8 @@ def test_shard_writes_the_same_records_into_another_number_of_files(archive, tmp
         (("inspect", "nowhere"), 2, "nowhere does not exist"),
         (("inspect", "water.extxyz", "--figure", "x.jpg"), 2, "--figure x.jpg should end in .png"),
         (("inspect", "water.extxyz", "--figure", "nowhere/x.png"), 2, "nowhere is not a folder"),
-        (("inspect", "raw"), 1, "holds no data set"),
-        (("inspect", "raw/0.txt.xz"), 1, "0.txt.xz"),
+        (("inspect", "raw"), 2, "holds no data set"),
+        (("inspect", "raw/0.txt.xz"), 2, "0.txt.xz is of a kind that neither ocpgem nor ASE reads"),
     ],
 )
 def test_a_mistake_is_one_sentence(archive, water, tmp_path, monkeypatch, capsys, words, code, message):

@@ -101,7 +101,7 @@ def test_mistakes_are_told_in_one_sentence_and_leave_nothing(
         (("import-checkpoint", released, "--out", out, "--weights", "best"), 2, "invalid choice"),
         (("import-checkpoint", released, "--out", out, "--scale-file", "nowhere.json"), 2, "no such file"),
         (("import-checkpoint", released, "--out", out, "--config", "nowhere.yml"), 2, "no such file"),
-        (("import-checkpoint", text, "--out", out), 1, "cannot be read as a torch file"),
+        (("import-checkpoint", text, "--out", out), 2, "is text, not a checkpoint"),
         (
             ("import-checkpoint", "--download", "GemNet-X", "--out", out),
             2,

@@ -68,7 +68,7 @@ def test_files_of_another_kind_are_refused_in_one_line(tmp_path: Path) -> None:
     other_state = {**content["state_dict"], "model.surplus": torch.zeros(1)}
     cases: list[tuple[object, str]] = [
         (b"", "cannot be read as a model file"),
-        (b"energy,forces\n1,2\n", "cannot be read as a model file"),
+        (b"energy\0forces\n1,2\n", "cannot be read as a model file"),
         (good.read_bytes()[:-200], "cannot be read as a model file"),
         ({"state_dict": {}}, "is not a model file of ocpgem"),
         ([1, 2], "is not a model file of ocpgem"),

@@ -10,6 +10,7 @@ from ocpgem.errors import DataError
 from ocpgem.evaluate.leaderboard.format import SPLITS, Array, Format
 from ocpgem.evaluate.leaderboard.manifest import SplitManifest
 from ocpgem.evaluate.metrics import ENERGY_THRESHOLD
+from ocpgem.files import require_file
 from ocpgem.zip_errors import ZIP_ERRORS
 
 Columns = dict[str, Array]
@@ -25,15 +26,18 @@ class Findings:
 
 
 def read_submission(path: Path) -> Columns:
-    """All arrays of a file. Raises DataError where it is cut off, damaged, or holds objects instead of numbers."""
+    """All arrays of a file.
+
+    Raises RequestError where there is no file, DataError where it is cut off, damaged, or holds objects instead of
+    numbers.
+    """
+    require_file(path)
     try:
         loaded = np.load(path, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise DataError(f"{path} holds a single array; a submission is an npz file")
         with loaded as file:
             return dict(file)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
     except ZIP_ERRORS as error:
         raise DataError(
             f"{path} cannot be read as an npz file, it is cut off, damaged or of another kind: {error}"
@@ -142,7 +146,9 @@ def _faults_of_floats(name: str, values: Array, shape: tuple[int, ...], form: Fo
     if values.shape != shape:
         yield f"{name} has shape {list(values.shape)}; it should be {list(shape)}"
     dtype = form.dtype(name)
-    if values.dtype.kind != "f" or (dtype is not None and values.dtype != dtype):
+    if dtype is None and values.dtype == np.float16:
+        yield f"{name} has been cast to float16; build with --dialect {form.dialect}, which casts nothing"
+    elif values.dtype.kind != "f" or (dtype is not None and values.dtype != dtype):
         asked = "a floating-point type" if dtype is None else str(np.dtype(dtype))
         yield f"{name} is {values.dtype}; the {form.dialect} dialect for {form.benchmark} asks for {asked}"
     if values.dtype.kind == "f":

@@ -63,7 +63,7 @@ class Format:
         return self.dialect == "ocp"
 
     def dtype(self, key: str) -> DTypeLike | None:
-        """The type of a float array; None where any will do."""
+        """The type of a float array; None where it stays as predicted: any but float16, which is only ever a cast."""
         if key == "pos":
             return np.float32
         if self.dialect == "hub":

@@ -11,7 +11,7 @@ from ocpgem.data.dataset import Dataset
 from ocpgem.data.system import System
 from ocpgem.errors import RequestError
 from ocpgem.evaluate.api import as_dataset
-from ocpgem.evaluate.open_model import Model, graphs_of
+from ocpgem.evaluate.open_model import Model, graphs_of, require_model
 from ocpgem.evaluate.relax.loop import Frame, Relaxation, Relaxed, RelaxSettings
 from ocpgem.evaluate.relax.optimizers import OPTIMIZERS, FireSettings, LbfgsSettings
 from ocpgem.evaluate.relax.surfaces import Member, PotentialSurface, Surface
@@ -82,15 +82,15 @@ def relax(
     fmax: eV/A; steps: moves at most; optimizer: "lbfgs", "fire", or their settings; batch_size, max_edges: systems and
         edges of the model's graph at once, a smaller batch is taken by itself where memory runs out; trajectory: keep
         the structures on the way.
-    Raises RequestError for values that mean nothing and for constraints other than FixAtoms, DataError for a structure
-    that the model cannot take.
+    Raises RequestError for a model that is not loaded, for values that mean nothing and for constraints other than
+    FixAtoms, DataError for a structure that the model cannot take.
     """
     from ase import Atoms
 
+    surface = _surface(model)
     one = isinstance(structures, Atoms)
     given = [structures] if one else structures
     systems, atoms = _systems(given)
-    surface = PotentialSurface(model) if isinstance(model, Model) else model
     settings = RelaxSettings(fmax, steps, _settings(optimizer), record_every=int(trajectory))
     costs = _costs(model, systems) if max_edges is not None else [0] * len(systems)
     run = Relaxation(surface, settings, batch_size, max_edges)
@@ -98,6 +98,12 @@ def relax(
     found = {each.index: _structure(each, atoms[each.index]) for each in run.run(members)}
     results = [found[index] for index in range(len(systems))]
     return results[0] if one else results
+
+
+def _surface(model: Model | Surface) -> Surface:
+    if isinstance(model, Surface) and not isinstance(model, Model):
+        return model
+    return PotentialSurface(require_model(model))
 
 
 def _settings(optimizer: Optimizer) -> LbfgsSettings | FireSettings:

@@ -4,7 +4,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -53,6 +53,7 @@ class BrokenSystemError(DataError):
         self.place = place
 
 
+@runtime_checkable
 class Surface(Protocol):
     """Energies and forces of a batch of systems at given positions."""
 

@@ -5,6 +5,7 @@ containers hold two harmless kinds of values beyond that, numpy numbers and path
 stand-ins of this module, which return plain Python values.
 """
 
+import codecs
 import re
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import torch
 from ocpgem.errors import CheckpointError, RequestError, one_line
 
 _NUMBER_KINDS = "biuf"
+_LOOKED_AT = 4096
+_LEAST_OF_TEXT = ord("\t")
 
 
 class _NumberType:
@@ -61,10 +64,12 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 def load_values(path: Path) -> Any:
     """The content of a torch file, on the CPU.
 
-    Raises RequestError if there is no such file, CheckpointError if it is damaged or asks for anything but values.
+    Raises RequestError if there is no such file or it is text, CheckpointError if it is damaged or asks for anything
+    but values.
     """
     if not path.is_file():
         raise RequestError(f"{path}: there is no such file")
+    refuse_text(path)
     with path.open("rb") as file:
         try:
             with (
@@ -74,6 +79,18 @@ def load_values(path: Path) -> Any:
                 return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged or foreign file
             raise CheckpointError(_refusal(path, error)) from error
+
+
+def refuse_text(path: Path) -> None:
+    """Raise RequestError for a file of text: no damage makes that of an archive or a pickle as torch writes them."""
+    with path.open("rb") as file:
+        beginning = file.read(_LOOKED_AT)
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(beginning)
+    except UnicodeDecodeError:
+        return
+    if beginning and min(beginning) >= _LEAST_OF_TEXT:
+        raise RequestError(f"{path} is text, not a checkpoint; give a run directory or a checkpoint file")
 
 
 _ASKED = re.compile(r"GLOBAL ([A-Za-z_][\w.]*) (?:was|whose)|unrecognized function (<.*>)")

@@ -110,11 +110,18 @@ def test_a_truncated_shard_is_named_before_it_is_read(folder):
         LmdbDataset(shard)
 
 
-@pytest.mark.parametrize("size", [0, 10, 4096])
-def test_a_file_that_is_hardly_there_is_refused(folder, size):
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (0, r"data.0000.lmdb is empty \(0 bytes\)"),
+        (10, "cannot be opened as an LMDB"),
+        (4096, "cannot be opened as an LMDB"),
+    ],
+)
+def test_a_file_that_is_hardly_there_is_refused(folder, size, message):
     shard = folder / "data.0000.lmdb"
     shard.write_bytes(shard.read_bytes()[:size])
-    with pytest.raises(DataError, match="cannot be opened as an LMDB"):
+    with pytest.raises(DataError, match=message):
         LmdbDataset(shard)
 
 
@@ -185,7 +192,7 @@ def test_released_lmdbs_are_told_apart(shared):
 def test_a_missing_path_and_an_empty_folder_are_told_apart(tmp_path):
     with pytest.raises(RequestError, match="nowhere does not exist"):
         LmdbDataset(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="holds no data set"):
+    with pytest.raises(RequestError, match="holds no data set"):
         LmdbDataset(tmp_path)
 
 

@@ -61,7 +61,7 @@ def test_a_missing_path_is_a_wrong_request(tmp_path):
 
 def test_an_archive_has_to_be_converted_first(tmp_path):
     (tmp_path / "x.npz").touch()
-    with pytest.raises(DataError, match=r"x.npz is an archive; convert it first: data convert"):
+    with pytest.raises(RequestError, match=r"x.npz is an archive; convert it first: data convert"):
         open_dataset(tmp_path / "x.npz")
 
 
@@ -76,8 +76,28 @@ def test_numbers_that_are_none_are_refused_in_a_sentence(tmp_path, info):
         open_dataset(tmp_path / "x.traj")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("notes.yml", "notes.yml is of a kind that neither ocpgem nor ASE reads"),
+        ("README.md", "README.md holds no systems"),  # the ending is that of CASTEP's dynamics
+    ],
+)
+def test_a_file_that_holds_no_structures_is_a_wrong_request(tmp_path, name, message):
+    (tmp_path / name).write_text("# Notes\n")
+    with pytest.raises(RequestError, match=message):
+        open_dataset(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["x.extxyz", "x.traj", "x.unheard-of"])
-@pytest.mark.parametrize("content", [b"", b"3\nLattice=\nCu 1 2\n", b"\x00\xff" * 50])
+def test_an_empty_file_is_called_empty(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=rf"{name} is empty \(0 bytes\)"):
+        open_dataset(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["x.extxyz", "x.traj"])
+@pytest.mark.parametrize("content", [b"3\nLattice=\nCu 1 2\n", b"\x00\xff" * 50])
 def test_a_hostile_file_is_refused_in_a_sentence(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=name):

@@ -193,9 +193,9 @@ def test_ours_and_released_ones_are_told_apart(released_folder, released_systems
     (tmp_path / "own/metadata.json").unlink()
     with pytest.raises(DataError, match=r"metadata.json is missing: .* not finished"):
         open_dataset(tmp_path / "own")
-    with pytest.raises(DataError, match="holds no data set"):
+    with pytest.raises(RequestError, match="holds no data set"):
         open_dataset(tmp_path)
-    with pytest.raises(DataError, match=r"holds no \.lmdb file"):
+    with pytest.raises(RequestError, match=r"holds no \.lmdb file"):
         ReleasedLmdb(tmp_path)
     with pytest.raises(RequestError, match="does not exist"):
         ReleasedLmdb(tmp_path / "nowhere")

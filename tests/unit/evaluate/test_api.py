@@ -152,7 +152,7 @@ def test_a_released_checkpoint_is_loaded_directly(tmp_path: Path) -> None:
 
 
 def test_a_file_of_neither_kind_says_both(tmp_path: Path) -> None:
-    (tmp_path / "notes.pt").write_text("no model")
+    (tmp_path / "notes.pt").write_bytes(b"no\0model")
     with pytest.raises(CheckpointError, match=r"as a model file.*read as a released checkpoint"):
         ocpgem.load(tmp_path / "notes.pt")
 
@@ -163,11 +163,21 @@ def test_a_file_of_neither_kind_says_both(tmp_path: Path) -> None:
         ("runs/nowhere", "runs/nowhere does not exist"),
         ("GemNet-dT-S2EF-OC20-3M", "did you mean GemNet-dT-S2EF-OC20-2M"),
         ([], "no model is named"),
+        (
+            ROOT / "README.md",
+            "README.md is text, not a checkpoint; give a run directory or a checkpoint file$",
+        ),
     ],
 )
 def test_what_is_no_model_is_one_sentence(source: object, message: str) -> None:
     with pytest.raises(OcpgemError, match=message):
         ocpgem.load(source)
+
+
+def test_a_device_that_is_not_there_is_refused_before_a_model_is_read(tmp_path: Path) -> None:
+    for load in (ocpgem.load, ocpgem.Calculator.from_checkpoint):
+        with pytest.raises(RequestError, match="device 'cuda:99' cannot be used here"):
+            load(tmp_path / "nowhere.pt", device="cuda:99")
 
 
 def test_a_catalogue_name_is_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +197,22 @@ def test_a_catalogue_name_is_downloaded_once(tmp_path: Path, monkeypatch: pytest
         ocpgem.load(name)
     assert len(fetched) == 1
     assert fetched[0].is_relative_to(tmp_path / "cache" / "ocpgem" / "models")
+
+
+@pytest.mark.parametrize("function", ["predict", "score", "relax", "Calculator"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("runs/x", r"'runs/x' is a name, not a loaded model; load it first: model = ocpgem.load\('runs/x'\)"),
+        (Path("runs/x"), r"ocpgem.load\('runs/x'\)"),
+        (["runs/x", "runs/y"], "a list is no model; ocpgem.load gives one"),
+        (torch.nn.Linear(3, 1), "a Linear is no model"),
+    ],
+)
+def test_a_model_that_is_not_loaded_is_a_wrong_request(function: str, given: object, message: str) -> None:
+    structures = [] if function == "Calculator" else [as_atoms(list(random_systems(1)))]
+    with pytest.raises(RequestError, match=message):
+        getattr(ocpgem, function)(given, *structures)
 
 
 def test_no_structures_are_refused(files: dict[str, Path]) -> None:

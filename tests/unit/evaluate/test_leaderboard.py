@@ -118,6 +118,22 @@ def test_the_present_host_gets_all_atoms_uncast(tmp_path: Path) -> None:
     assert warnings == []
 
 
+@pytest.mark.parametrize("task", ["s2ef", "is2re"])
+def test_what_was_cast_for_the_first_host_is_not_sound_for_the_present_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str
+) -> None:
+    content, _ = build_submission(write_files(tmp_path, task), Format(task, "ocp"))
+    write_submission(content, tmp_path / "submission.npz")
+    words = ["leaderboard", "check", str(tmp_path / "submission.npz"), "--task", task]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert main([*words, "--dialect", "hub"]) == 1
+    said = capsys.readouterr()
+    for name in ("energy", "forces") if task == "s2ef" else ("energy",):
+        assert f"fault: id: {name} has been cast to float16; build with --dialect hub" in said.out
+    assert f"has {8 if task == 's2ef' else 4} faults" in said.err
+
+
 def test_is2re_ids_are_systems(tmp_path: Path) -> None:
     content, _ = build_submission(write_files(tmp_path, "is2re"), Format("is2re", "hub"))
     assert content["ood_cat_ids"].tolist() == [str(300 + n) for n in range(7)]
@@ -283,7 +299,7 @@ def test_scores_of_the_first_host_include_its_rounding(sets: dict[str, Path], tm
         (["build", "id.npz", "--out", "s.npz"], 2, "names no split"),
         (["build", "id=id.npz", "id=id.npz", "--out", "s.npz"], 2, "named twice"),
         (["build", "id=id.npz", "--out", "s.txt"], 2, "ending in .npz"),
-        (["check", "nowhere.npz"], 1, "nowhere.npz does not exist"),
+        (["check", "nowhere.npz"], 2, "nowhere.npz does not exist"),
         (["check", "id.npz", "--data", "test=."], 2, "there is no split test"),
         (["score", "id.npz"], 2, "say with --data"),
     ],

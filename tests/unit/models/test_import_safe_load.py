@@ -127,12 +127,21 @@ def test_plain_values_and_tensors_come_back(old: bool, tmp_path: Path) -> None:
     assert {type(value) for value in plain.values()} == {float, int, bool, str}
 
 
-@pytest.mark.parametrize("content", [b"", b"energy,forces\n1,2\n", b"PK\x03\x04 not a zip", b"\x80\x05N."])
+@pytest.mark.parametrize("content", [b"", b"energy\0forces\n1,2\n", b"PK\x03\x04 not a zip", b"\x80\x05N."])
 def test_what_is_no_torch_file_is_told_in_one_sentence(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"bad\.pt cannot be read as a torch file") as caught:
         load_values(tmp_path / "bad.pt")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"energy,forces\n1,2\n", b"{", "\u00e9".encode() * 5000, b"cos\nsystem\n(."]
+)
+def test_text_is_a_wrong_request(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_bytes(content)
+    with pytest.raises(RequestError, match=r"notes\.md is text, not a checkpoint"):
+        load_values(tmp_path / "notes.md")
 
 
 def test_a_truncated_file_and_an_absent_one(tmp_path: Path) -> None:

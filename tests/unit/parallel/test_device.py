@@ -1,4 +1,4 @@
-"""What a process does with the memory that it frees."""
+"""Devices that are there and those that are not; what a process does with the memory that it frees."""
 
 import platform
 import subprocess
@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from ocpgem.errors import RequestError
+from ocpgem.parallel.device import find_device
 
 ROOT = Path(__file__).resolve().parents[3]
 PROGRAM = """
@@ -46,3 +50,15 @@ def test_freed_memory_is_used_again_without_page_faults() -> None:
 
     assert handed_back > 5 * 16_000
     assert kept < 1_000
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "hpu", "xla", ""])
+def test_a_device_that_is_not_there_is_a_wrong_request(name: str) -> None:
+    with pytest.raises(
+        RequestError, match=rf"device '{name}' cannot be used here \(.*\); this machine has cpu"
+    ):
+        find_device(name)
+
+
+def test_a_device_may_be_named_or_given() -> None:
+    assert find_device("cpu") == find_device(torch.device("cpu")) == torch.device("cpu")
