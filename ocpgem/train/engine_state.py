@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocpgem.errors import CheckpointError
@@ -135,6 +136,19 @@ def _set_whole(parameter: nn.Parameter, kind: str, value: Tensor, zero: Any, sta
     if stage == 0:
         zero.state[parameter][kind].copy_(value)
         return
-    from deepspeed.utils import safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    safe_set_full_optimizer_state(parameter, value.to(parameter.device), kind)
+    if stage == 3:
+        safe_set_local_optimizer_state(parameter, _own_part(value, parameter), kind)
+    else:
+        safe_set_full_optimizer_state(parameter, value.to(parameter.device), kind)
+
+
+def _own_part(whole: Tensor, parameter: Any) -> Tensor:
+    """What this rank holds of a tensor that ZeRO-3 divides as `parameter`: equal parts, the last filled up with zeros.
+
+    DeepSpeed's own division of whole states takes no parameter that the number of ranks does not divide.
+    """
+    size = parameter.ds_tensor.ds_numel
+    padded = F.pad(whole.flatten(), (0, size * group.world_size() - whole.numel()))
+    return padded[size * group.rank() :][:size].to(parameter.device)

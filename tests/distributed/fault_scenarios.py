@@ -89,11 +89,11 @@ class Scenarios:
         arguments = [
             "train",
             config or self.config,
-            *words,
             "--run-dir",
             self.folder / (run or name),
             "--nproc",
             2,
+            *words,
         ]
         under_way = forked.start(arguments, self.folder / f"said-{name}", fault)
 
@@ -144,8 +144,10 @@ def full_disk(scenarios: Scenarios) -> None:
 
 PLATEAU = "{name: plateau, warmup_steps: 2, plateau: {patience: 0, factor: 0.5, threshold: 0.9}}"
 """Only an error ten times smaller counts as better, so that the rate falls at every validation but the first."""
+ZERO_3 = ("parallel.zero_stage=3", "--nproc", "3")
+"""On a number of ranks that does not divide every parameter."""
 KINDS: dict[str, tuple[str, ...]] = {
-    "zero 3": ("parallel.zero_stage=3",),
+    "zero 3": ZERO_3,
     "plateau": (f"optim.schedule={PLATEAU}", "validation.every_steps=2"),
 }
 
@@ -158,6 +160,14 @@ def killed_twice(scenarios: Scenarios) -> None:
             fault = at(moment, rank, occurrence, die)
             scenarios.go(f"{kind} killed in {moment}", *words, run=f"{kind} killed", fault=fault)
         scenarios.go(f"{kind} after the kills", *words, run=f"{kind} killed")
+
+
+def resumed_otherwise(scenarios: Scenarios) -> None:
+    """The last steps of the whole run once more, under ZeRO-3 and on more ranks."""
+    run = scenarios.folder / "whole, then zero 3"
+    shutil.copytree(scenarios.folder / "whole", run)
+    shutil.rmtree(run / "checkpoints" / str(N_STEPS))
+    scenarios.go(run.name, *ZERO_3)
 
 
 def main(folder: Path) -> None:
@@ -191,6 +201,7 @@ def main(folder: Path) -> None:
     go("signal in validation", fault=at("validation", 1, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     go("after the signal", run="signal in validation")
     killed_twice(scenarios)
+    resumed_otherwise(scenarios)
     full_disk(scenarios)
     hanging()
     stopping()
