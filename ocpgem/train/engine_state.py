@@ -81,12 +81,12 @@ def gather_weights(module: nn.Module, stage: int) -> dict[str, Tensor]:
     if group.is_main():
         found = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
     if stage == 3:
-        from deepspeed.utils import safe_get_full_fp32_param
+        import deepspeed
 
         for name, parameter in module.named_parameters():
-            whole = safe_get_full_fp32_param(parameter)
-            if group.is_main():
-                found[name] = whole.detach().cpu().clone()
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if group.is_main():
+                    found[name] = parameter.detach().cpu().clone()
     return found
 
 

@@ -146,8 +146,9 @@ PLATEAU = "{name: plateau, warmup_steps: 2, plateau: {patience: 0, factor: 0.5, 
 """Only an error ten times smaller counts as better, so that the rate falls at every validation but the first."""
 ZERO_3 = ("parallel.zero_stage=3", "--nproc", "3")
 """On a number of ranks that does not divide every parameter."""
+FROZEN = "optim.groups=[{parameters: [bases, energy_head], frozen: true}]"
 KINDS: dict[str, tuple[str, ...]] = {
-    "zero 3": ZERO_3,
+    "zero 3": (*ZERO_3, FROZEN),
     "plateau": (f"optim.schedule={PLATEAU}", "validation.every_steps=2"),
 }
 
@@ -179,6 +180,7 @@ def main(folder: Path) -> None:
     hanging = start("hang", fault=at("forward", 1, 3, hang))
     stopping = start("stopped", fault=at("forward", 1, 3, lambda: os.kill(os.getpid(), signal.SIGSTOP)))
     go("whole")
+    go("frozen", FROZEN)
     go("memory in forward", fault=at("forward", 1, 3, run_out_of_memory))
     go("memory in backward", fault=at("backward", 0, 3, run_out_of_memory))
     go("raises in forward", fault=at("forward", 1, 3, raise_error))

@@ -116,6 +116,12 @@ def test_a_run_goes_on_under_zero_3_and_on_more_ranks(folder: Path, told: dict[s
     assert_close(folder / "whole", folder / name, 1e-6)
 
 
+def test_zero_3_trains_beside_frozen_parameters_as_zero_1_does(folder: Path, told: dict[str, Any]) -> None:
+    for name in ("frozen", "zero 3 whole"):
+        assert_ended(told[name], 0)
+    assert_close(folder / "frozen", folder / "zero 3 whole", 1e-6)
+
+
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_out_of_memory_on_one_rank_makes_all_split_the_batch_and_go_on(
     folder: Path, told: dict[str, Any], phase: str
