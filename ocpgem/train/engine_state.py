@@ -65,8 +65,10 @@ def restore(module: nn.Module, zero: Any, stage: int, saved: OptimizerState) -> 
     optimizer = _torch_optimizer(zero, stage)
     flat = list(trained.values()) if stage == 0 else getattr(zero, _MASTER_COPIES[stage])
     for parameter in flat:
+        # Fused kernels read numbers where the parameters are, as float32.
         optimizer.state[parameter] = {
-            kind: torch.tensor(number) for kind, number in saved.numbers.items()
+            kind: torch.tensor(number, dtype=torch.float32, device=parameter.device)
+            for kind, number in saved.numbers.items()
         } | {kind: torch.zeros_like(parameter) for kind in saved.moments}
     if stage in (1, 2):
         zero._lazy_init_hp_params_optimizer_state()
