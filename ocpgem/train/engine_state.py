@@ -55,12 +55,13 @@ def gather(module: nn.Module, zero: Any, stage: int) -> OptimizerState:
 
 
 def restore(module: nn.Module, zero: Any, stage: int, saved: OptimizerState) -> None:
-    """Give every rank its part of a gathered state; raises CheckpointError where it is not that of this model."""
+    """Give this rank its part of a gathered state; raises CheckpointError where it is not that of this model."""
     if not saved.moments:
         return
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    shapes = {name: _shape(parameter, stage) for name, parameter in trained.items()}
     for kind, values in saved.moments.items():
-        if set(values) != set(trained):
+        if {name: value.shape for name, value in values.items()} != shapes:
             raise CheckpointError(f"its optimiser state ({kind}) is that of another model")
     optimizer = _torch_optimizer(zero, stage)
     flat = list(trained.values()) if stage == 0 else getattr(zero, _MASTER_COPIES[stage])
@@ -94,10 +95,14 @@ def gather_weights(module: nn.Module, stage: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_weights(module: nn.Module, zero: Any, stage: int, weights: dict[str, Tensor]) -> None:
-    """Set parameters and buffers on every rank, and the optimiser's own copy of them."""
+    """Set parameters and buffers on every rank, and the optimiser's own copy of them; a collective under ZeRO-3.
+
+    Raises CheckpointError on every rank, before anything is exchanged, where they are not those of this model.
+    """
     current = dict(module.named_parameters()) | dict(module.named_buffers())
     saved = {name: value for name, value in weights.items() if name in current}
-    if set(saved) != set(module.state_dict()):
+    shapes = {name: _shape(current[name], stage) for name in module.state_dict()}
+    if {name: value.shape for name, value in saved.items()} != shapes:
         raise CheckpointError("its weights are those of another model")
     if stage == 3:
         import deepspeed
@@ -116,6 +121,12 @@ def _torch_optimizer(zero: Any, stage: int) -> torch.optim.Optimizer:
     found = zero if stage == 0 else zero.optimizer
     assert isinstance(found, torch.optim.Optimizer)
     return found
+
+
+def _shape(tensor: Tensor, stage: int) -> torch.Size:
+    """Of a parameter or buffer when it is not divided."""
+    divided = stage == 3 and isinstance(tensor, nn.Parameter)
+    return tensor.ds_shape if divided else tensor.shape  # type: ignore[attr-defined]
 
 
 def _is_moment(value: Any) -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ocpgem.data.batch import collate
+from ocpgem.errors import CheckpointError
 from ocpgem.graph.topology import build_topology
 from ocpgem.models.potential import Normalization, Potential
 from ocpgem.parallel import group
@@ -56,6 +57,20 @@ def test_a_restored_optimiser_holds_what_one_that_has_taken_a_step_holds(stage: 
     restored.load_state(stepped.state())
     assert kinds(stepped)
     assert kinds(restored) == kinds(stepped)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_state_of_other_shapes_is_refused(stage: int) -> None:
+    engine = engine_of(stage)
+    take_a_step(engine)
+    name = "model.atom_embedding.weight"
+    wrong = engine.state()
+    wrong.optimizer.moments["exp_avg"][name] = wrong.weights[name][:1]  # copying it would fill all rows
+    with pytest.raises(CheckpointError, match=r"its optimiser state \(exp_avg\) is that of another model"):
+        engine.load_state(wrong)
+    wrong.weights[name] = wrong.weights[name][:1]
+    with pytest.raises(CheckpointError, match="its weights are those of another model"):
+        engine.load_state(wrong)
 
 
 def test_a_restored_optimiser_counts_steps_where_its_parameters_are() -> None:
