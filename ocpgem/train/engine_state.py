@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocpgem.errors import CheckpointError
+from ocpgem.errors import CheckpointError, one_line
 from ocpgem.parallel import group
 
 _MASTER_COPIES = {1: "single_partition_of_fp32_groups", 2: "single_partition_of_fp32_groups"}
@@ -71,11 +71,14 @@ def restore(module: nn.Module, zero: Any, stage: int, saved: OptimizerState) -> 
             kind: torch.tensor(number, dtype=torch.float32, device=parameter.device)
             for kind, number in saved.numbers.items()
         } | {kind: torch.zeros_like(parameter) for kind in saved.moments}
-    if stage in (1, 2):
-        zero._lazy_init_hp_params_optimizer_state()
-    for kind, values in saved.moments.items():
-        for name, parameter in trained.items():
-            _set_whole(parameter, kind, values[name], zero, stage)
+    try:
+        if stage in (1, 2):
+            zero._lazy_init_hp_params_optimizer_state()
+        for kind, values in saved.moments.items():
+            for name, parameter in trained.items():
+                _set_whole(parameter, kind, values[name], zero, stage)
+    except (AssertionError, RuntimeError) as error:  # how DeepSpeed and torch refuse a part
+        raise CheckpointError(f"its optimiser state could not be restored ({one_line(error)})") from error
 
 
 def gather_weights(module: nn.Module, stage: int) -> dict[str, Tensor]:

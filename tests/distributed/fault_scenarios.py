@@ -16,7 +16,16 @@ from pathlib import Path
 
 from ocpgem.data.lmdb_store import write_dataset
 from tests.distributed import forked
-from tests.distributed.moments import MOMENTS, at, die, hang, raise_error, run_out_of_memory
+from tests.distributed.moments import (
+    MOMENTS,
+    at,
+    die,
+    find_damage,
+    hang,
+    raise_error,
+    refuse,
+    run_out_of_memory,
+)
 from tests.distributed.processes import alive, descendants
 from tests.tiny_runs import random_systems, tiny_settings, write_settings
 
@@ -164,11 +173,16 @@ def killed_twice(scenarios: Scenarios) -> None:
 
 
 def resumed_otherwise(scenarios: Scenarios) -> None:
-    """The last steps of the whole run once more, under ZeRO-3 and on more ranks."""
+    """The last steps of the whole run once more, under ZeRO-3 and on more ranks; at first one of them cannot."""
     run = scenarios.folder / "whole, then zero 3"
     shutil.copytree(scenarios.folder / "whole", run)
     shutil.rmtree(run / "checkpoints" / str(N_STEPS))
-    scenarios.go(run.name, *ZERO_3)
+    for name, fault in (
+        ("cannot read", at("read", 1, 1, find_damage)),
+        ("cannot restore", at("resume", 2, 1, refuse)),
+        (run.name, None),
+    ):
+        scenarios.go(name, *ZERO_3, run=run.name, fault=fault)
 
 
 def main(folder: Path) -> None:

@@ -116,6 +116,20 @@ def test_a_run_goes_on_under_zero_3_and_on_more_ranks(folder: Path, told: dict[s
     assert_close(folder / "whole", folder / name, 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("cannot read", "state.pt is cut short"),
+        ("cannot restore", "its optimiser state could not be restored (AssertionError: sizes differ)"),
+    ],
+)
+def test_a_rank_that_cannot_resume_ends_all_with_its_reason(
+    folder: Path, told: dict[str, Any], name: str, reason: str
+) -> None:
+    checkpoint = folder / "whole, then zero 3" / "checkpoints" / "9"
+    assert_ended(told[name], 1, f"error: {checkpoint} cannot be resumed from: {reason}")
+
+
 def test_zero_3_trains_beside_frozen_parameters_as_zero_1_does(folder: Path, told: dict[str, Any]) -> None:
     for name in ("frozen", "zero 3 whole"):
         assert_ended(told[name], 0)
