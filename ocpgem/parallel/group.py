@@ -209,6 +209,18 @@ def on_main(work: Callable[[], T]) -> T:
     return broadcast_object(found)[0]
 
 
+def on_all(work: Callable[[], T]) -> T:
+    """Do something that contains no collective on every rank; the error of any is everybody's."""
+    error: OcpgemError | None = None
+    found: list[T] = []
+    try:
+        found.append(work())
+    except OcpgemError as caught:
+        error = caught
+    raise_together(error)
+    return found[0]
+
+
 def _all_reduce(tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
     result = tensor.detach().clone()
     if world_size() > 1:

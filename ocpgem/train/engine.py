@@ -161,10 +161,10 @@ class Engine:
     def load_state(self, state: EngineState) -> None:
         """Continue from what `state` returned, on any number of ranks and in any ZeRO stage.
 
-        Raises CheckpointError where it belongs to another model.
+        Raises CheckpointError, on every rank, where it belongs to another model or one rank cannot take its part.
         """
         restore_weights(self.potential, self._zero, self.zero_stage, state.weights)
-        restore(self.potential, self._zero, self.zero_stage, state.optimizer)
+        group.on_all(lambda: restore(self.potential, self._zero, self.zero_stage, state.optimizer))
 
 
 def _settings(optim: OptimSection, parallel: ParallelSection, potential: Potential) -> dict[str, Any]:

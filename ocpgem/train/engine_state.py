@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocpgem.errors import CheckpointError
+from ocpgem.errors import CheckpointError, one_line
 from ocpgem.parallel import group
 
 _MASTER_COPIES = {1: "single_partition_of_fp32_groups", 2: "single_partition_of_fp32_groups"}
@@ -54,24 +55,30 @@ def gather(module: nn.Module, zero: Any, stage: int) -> OptimizerState:
 
 
 def restore(module: nn.Module, zero: Any, stage: int, saved: OptimizerState) -> None:
-    """Give every rank its part of a gathered state; raises CheckpointError where it is not that of this model."""
+    """Give this rank its part of a gathered state; raises CheckpointError where it is not that of this model."""
     if not saved.moments:
         return
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    shapes = {name: _shape(parameter, stage) for name, parameter in trained.items()}
     for kind, values in saved.moments.items():
-        if set(values) != set(trained):
+        if {name: value.shape for name, value in values.items()} != shapes:
             raise CheckpointError(f"its optimiser state ({kind}) is that of another model")
     optimizer = _torch_optimizer(zero, stage)
     flat = list(trained.values()) if stage == 0 else getattr(zero, _MASTER_COPIES[stage])
     for parameter in flat:
+        # Fused kernels read numbers where the parameters are, as float32.
         optimizer.state[parameter] = {
-            kind: torch.tensor(number) for kind, number in saved.numbers.items()
+            kind: torch.tensor(number, dtype=torch.float32, device=parameter.device)
+            for kind, number in saved.numbers.items()
         } | {kind: torch.zeros_like(parameter) for kind in saved.moments}
-    if stage in (1, 2):
-        zero._lazy_init_hp_params_optimizer_state()
-    for kind, values in saved.moments.items():
-        for name, parameter in trained.items():
-            _set_whole(parameter, kind, values[name], zero, stage)
+    try:
+        if stage in (1, 2):
+            zero._lazy_init_hp_params_optimizer_state()
+        for kind, values in saved.moments.items():
+            for name, parameter in trained.items():
+                _set_whole(parameter, kind, values[name], zero, stage)
+    except (AssertionError, RuntimeError) as error:  # how DeepSpeed and torch refuse a part
+        raise CheckpointError(f"its optimiser state could not be restored ({one_line(error)})") from error
 
 
 def gather_weights(module: nn.Module, stage: int) -> dict[str, Tensor]:
@@ -80,21 +87,25 @@ def gather_weights(module: nn.Module, stage: int) -> dict[str, Tensor]:
     if group.is_main():
         found = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
     if stage == 3:
-        from deepspeed.utils import safe_get_full_fp32_param
+        import deepspeed
 
         for name, parameter in module.named_parameters():
-            whole = safe_get_full_fp32_param(parameter)
-            if group.is_main():
-                found[name] = whole.detach().cpu().clone()
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if group.is_main():
+                    found[name] = parameter.detach().cpu().clone()
     return found
 
 
 @torch.no_grad()
 def restore_weights(module: nn.Module, zero: Any, stage: int, weights: dict[str, Tensor]) -> None:
-    """Set parameters and buffers on every rank, and the optimiser's own copy of them."""
+    """Set parameters and buffers on every rank, and the optimiser's own copy of them; a collective under ZeRO-3.
+
+    Raises CheckpointError on every rank, before anything is exchanged, where they are not those of this model.
+    """
     current = dict(module.named_parameters()) | dict(module.named_buffers())
     saved = {name: value for name, value in weights.items() if name in current}
-    if set(saved) != set(module.state_dict()):
+    shapes = {name: _shape(current[name], stage) for name in module.state_dict()}
+    if {name: value.shape for name, value in saved.items()} != shapes:
         raise CheckpointError("its weights are those of another model")
     if stage == 3:
         import deepspeed
@@ -113,6 +124,12 @@ def _torch_optimizer(zero: Any, stage: int) -> torch.optim.Optimizer:
     found = zero if stage == 0 else zero.optimizer
     assert isinstance(found, torch.optim.Optimizer)
     return found
+
+
+def _shape(tensor: Tensor, stage: int) -> torch.Size:
+    """Of a parameter or buffer when it is not divided."""
+    divided = stage == 3 and isinstance(tensor, nn.Parameter)
+    return tensor.ds_shape if divided else tensor.shape  # type: ignore[attr-defined]
 
 
 def _is_moment(value: Any) -> bool:
@@ -135,6 +152,19 @@ def _set_whole(parameter: nn.Parameter, kind: str, value: Tensor, zero: Any, sta
     if stage == 0:
         zero.state[parameter][kind].copy_(value)
         return
-    from deepspeed.utils import safe_set_full_optimizer_state
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-    safe_set_full_optimizer_state(parameter, value.to(parameter.device), kind)
+    if stage == 3:
+        safe_set_local_optimizer_state(parameter, _own_part(value, parameter), kind)
+    else:
+        safe_set_full_optimizer_state(parameter, value.to(parameter.device), kind)
+
+
+def _own_part(whole: Tensor, parameter: Any) -> Tensor:
+    """What this rank holds of a tensor that ZeRO-3 divides as `parameter`: equal parts, the last filled up with zeros.
+
+    DeepSpeed's own division of whole states takes no parameter that the number of ranks does not divide.
+    """
+    size = parameter.ds_tensor.ds_numel
+    padded = F.pad(whole.flatten(), (0, size * group.world_size() - whole.numel()))
+    return padded[size * group.rank() :][:size].to(parameter.device)

@@ -60,13 +60,9 @@ class TrainingLoop:
         SIGINT, SIGTERM, SIGUSR1 and SIGUSR2, to any rank, end it after the current step with a checkpoint. Raises
         TrainingError, on every rank that still can, when a rank cannot go on.
         """
-        parts, watchdog = self._parts, self._parts.watchdog
-        self._resume()
-        self._progress = TrainingProgress(parts.config.steps, self._state.step, parts.console)
-        self._clock = time.monotonic() - self._state.seconds
-        parts.stop.wait_for_steps()
+        parts = self._parts
         hook = parts.potential.register_forward_pre_hook(self._before_forward)
-        watchdog.start()
+        parts.watchdog.start()
         with self._disk.writer_threads():
             self._guarded()
         hook.remove()
@@ -77,9 +73,13 @@ class TrainingLoop:
         return summary
 
     def _guarded(self) -> None:
-        """Train; whatever ends it, the files are closed and the reason is a sentence."""
+        """Resume and train; whatever ends it, the files are closed and the reason is a sentence."""
         parts = self._parts
         try:
+            self._resume()
+            self._clock = time.monotonic() - self._state.seconds
+            parts.stop.wait_for_steps()
+            self._progress = TrainingProgress(parts.config.steps, self._state.step, parts.console)
             with self._progress.shown():
                 self._train()
         except Exception as error:
@@ -102,6 +102,7 @@ class TrainingLoop:
     def _resume(self) -> None:
         if self._start is None:
             return
+        self._parts.watchdog.beat(f"resuming from {self._start}")
         self._state = self._checkpoints.load(self._start, self._parts.engine, self._parts.ema)
         self._saved_step = -1 if self._state.pending_validation is not None else self._state.step
         self._steps.skipped = self._state.skipped

@@ -93,13 +93,16 @@ class Checkpoints:
         return None, []
 
     def load(self, folder: Path, engine: Engine, ema: ExponentialMovingAverage) -> TrainState:
-        """Restore engine, moving average and random numbers; every rank calls it."""
-        content = _read(folder)
-        optimizer = OptimizerState(content["optimizer"]["moments"], content["optimizer"]["numbers"])
+        """Restore engine, moving average and random numbers; every rank calls it.
+
+        Raises CheckpointError, on every rank, where one cannot.
+        """
         try:
+            content = group.on_all(lambda: _read(folder))
+            optimizer = OptimizerState(content["optimizer"]["moments"], content["optimizer"]["numbers"])
             engine.load_state(EngineState(content["weights"], optimizer))
-        except (CheckpointError, RuntimeError) as error:
-            raise CheckpointError(f"{folder} cannot be resumed from: {one_line(error)}") from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder} cannot be resumed from: {error}") from error
         ema.load_state_dict(content["ema"])
         generators = content["random"]
         set_random_state(generators[group.rank() % len(generators)])

@@ -16,7 +16,16 @@ from pathlib import Path
 
 from ocpgem.data.lmdb_store import write_dataset
 from tests.distributed import forked
-from tests.distributed.moments import MOMENTS, at, die, hang, raise_error, run_out_of_memory
+from tests.distributed.moments import (
+    MOMENTS,
+    at,
+    die,
+    find_damage,
+    hang,
+    raise_error,
+    refuse,
+    run_out_of_memory,
+)
 from tests.distributed.processes import alive, descendants
 from tests.tiny_runs import random_systems, tiny_settings, write_settings
 
@@ -89,11 +98,11 @@ class Scenarios:
         arguments = [
             "train",
             config or self.config,
-            *words,
             "--run-dir",
             self.folder / (run or name),
             "--nproc",
             2,
+            *words,
         ]
         under_way = forked.start(arguments, self.folder / f"said-{name}", fault)
 
@@ -144,8 +153,11 @@ def full_disk(scenarios: Scenarios) -> None:
 
 PLATEAU = "{name: plateau, warmup_steps: 2, plateau: {patience: 0, factor: 0.5, threshold: 0.9}}"
 """Only an error ten times smaller counts as better, so that the rate falls at every validation but the first."""
+ZERO_3 = ("parallel.zero_stage=3", "--nproc", "3")
+"""On a number of ranks that does not divide every parameter."""
+FROZEN = "optim.groups=[{parameters: [bases, energy_head], frozen: true}]"
 KINDS: dict[str, tuple[str, ...]] = {
-    "zero 3": ("parallel.zero_stage=3",),
+    "zero 3": (*ZERO_3, FROZEN),
     "plateau": (f"optim.schedule={PLATEAU}", "validation.every_steps=2"),
 }
 
@@ -160,6 +172,19 @@ def killed_twice(scenarios: Scenarios) -> None:
         scenarios.go(f"{kind} after the kills", *words, run=f"{kind} killed")
 
 
+def resumed_otherwise(scenarios: Scenarios) -> None:
+    """The last steps of the whole run once more, under ZeRO-3 and on more ranks; at first one of them cannot."""
+    run = scenarios.folder / "whole, then zero 3"
+    shutil.copytree(scenarios.folder / "whole", run)
+    shutil.rmtree(run / "checkpoints" / str(N_STEPS))
+    for name, fault in (
+        ("cannot read", at("read", 1, 1, find_damage)),
+        ("cannot restore", at("resume", 2, 1, refuse)),
+        (run.name, None),
+    ):
+        scenarios.go(name, *ZERO_3, run=run.name, fault=fault)
+
+
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     forked.preload()
@@ -169,6 +194,7 @@ def main(folder: Path) -> None:
     hanging = start("hang", fault=at("forward", 1, 3, hang))
     stopping = start("stopped", fault=at("forward", 1, 3, lambda: os.kill(os.getpid(), signal.SIGSTOP)))
     go("whole")
+    go("frozen", FROZEN)
     go("memory in forward", fault=at("forward", 1, 3, run_out_of_memory))
     go("memory in backward", fault=at("backward", 0, 3, run_out_of_memory))
     go("raises in forward", fault=at("forward", 1, 3, raise_error))
@@ -191,6 +217,7 @@ def main(folder: Path) -> None:
     go("signal in validation", fault=at("validation", 1, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     go("after the signal", run="signal in validation")
     killed_twice(scenarios)
+    resumed_otherwise(scenarios)
     full_disk(scenarios)
     hanging()
     stopping()

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ocpgem.errors import CheckpointError
+
 Act = Callable[[], None]
 
 
@@ -22,6 +24,14 @@ def hang() -> None:
 
 def raise_error() -> None:
     raise ValueError("something nobody foresaw")
+
+
+def refuse() -> None:
+    raise AssertionError("sizes differ")  # as DeepSpeed does
+
+
+def find_damage() -> None:
+    raise CheckpointError("state.pt is cut short")
 
 
 def run_out_of_memory() -> None:
@@ -89,6 +99,19 @@ def _rename(act: Act) -> None:
     _wrap(checkpoint_files, "write_text", lambda path, _: act() if Path(path).name == "latest" else None)
 
 
+def _read(act: Act) -> None:
+    """Of a checkpoint; rank 0 does it first when it chooses one."""
+    from ocpgem.train import state
+
+    _wrap(state, "_read", lambda *_: act())
+
+
+def _resume(act: Act) -> None:
+    from ocpgem.train import engine_state
+
+    _wrap(engine_state, "_set_whole", lambda *_: act())
+
+
 def _step(act: Act) -> None:
     from ocpgem.train.engine import Engine
 
@@ -103,5 +126,7 @@ _MOMENTS = {
     "save": _save,
     "move of the pointer": _rename,
     "validation": _validation,
+    "resume": _resume,
+    "read": _read,
 }
 MOMENTS = tuple(_MOMENTS)

@@ -36,6 +36,16 @@ except DataError as error:
     assert str(error) == "record 3 is damaged"
 else:
     raise AssertionError("nothing raised")
+assert group.on_all(lambda: n) == n
+def one_cannot():
+    if n == size - 1:
+        raise DataError("record 4 is damaged")
+try:
+    group.on_all(one_cannot)
+except DataError as error:
+    assert str(error) == "record 4 is damaged"
+else:
+    raise AssertionError("nothing raised")
 group.shutdown()
 print(f"done {n} threads {os.environ.get('OMP_NUM_THREADS')}", flush=True)
 """

@@ -205,6 +205,26 @@ def test_a_run_resumed_on_another_number_of_ranks_sees_the_same_systems_and_lose
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_run_on_a_gpu_goes_on_as_if_it_had_not_been_interrupted(
+    config: Path, tmp_path: Path, stage: int
+) -> None:
+    words = [config, f"parallel.zero_stage={stage}", "optim.schedule={name: constant}", "steps=8"]
+    for name, parts in (("whole", [[]]), ("resumed", [["steps=4"], []])):
+        for part in parts:
+            done = run_main("train", *words, *part, "--run-dir", tmp_path / name)
+            assert done.returncode == 0, done.stderr
+            assert "1 rank(s) on cuda" in done.stdout
+    assert "(step 4)" in done.stdout
+    whole, resumed = (
+        [record["loss"] for record in records(tmp_path / name, "train")] for name in ("whole", "resumed")
+    )
+    assert len(whole) == 8
+    assert resumed == pytest.approx(whole, rel=1e-5)
+
+
 @pytest.mark.slow
 def test_a_bad_label_that_one_rank_meets_ends_both_with_its_name(
     finished: dict[int, Path], config: Path, tmp_path: Path
