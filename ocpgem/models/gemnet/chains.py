@@ -86,7 +86,7 @@ class _Chain(torch.autograd.Function):
         y = _run_chain(x, weights, leading, kept)
         ctx.save_for_backward(x, *weights, None if forces is None else y, *kept)
         ctx.leading, ctx.forces = leading, forces
-        ctx.extra = {}  # gradients of pre-activations, by the `_ForceGradient` that they come from
+        ctx.extra = {}  # by the `_ForceGradient` that they come from: the backward pass, gradients of pre-activations
         return y
 
     @staticmethod
@@ -98,7 +98,10 @@ class _Chain(torch.autograd.Function):
         of_weights: list[Tensor | None]
         if not torch.is_grad_enabled():
             needed = (needed[0], *(need and not taken for need in needed[1:]))
-            extra = [sum(parts) for parts in zip(*ctx.extra.values(), strict=True)]
+            now = torch._C._current_graph_task_id()
+            # An earlier pass that did not come here, as one for some weights alone, may have left others.
+            own = [parts for left_by, parts in ctx.extra.values() if left_by == now]
+            extra = [sum(parts) for parts in zip(*own, strict=True)]
             ctx.extra.clear()
             of_x, of_weights = _chain_gradient(x, weights, kept, ctx.leading, grads[0], needed, extra)
         elif taken:
@@ -123,7 +126,7 @@ class _ForceGradient(torch.autograd.Function):
         grad: Tensor,
         x: Tensor,
         y: Tensor,
-        extra: dict[Any, list[Tensor]],
+        extra: dict[int, tuple[int, list[Tensor]]],
         leading: bool,
         n_weights: int,
         *others: Tensor,
@@ -160,7 +163,7 @@ class _ForceGradient(torch.autograd.Function):
             if of_grad is None:
                 of_grad = tangent.new_empty(len(of_gradient), tangent.shape[1])
             torch.mul(tangent, 1 / growth(n // 2), out=of_grad[place])
-        ctx.extra[id(ctx)] = extra
+        ctx.extra[id(ctx)] = torch._C._current_graph_task_id(), extra
         of_weights = sums.times(scaled_back(n, leading))
         return of_grad, None, None, None, None, None, *of_weights, *[None] * len(kept)
 

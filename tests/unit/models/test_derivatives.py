@@ -1,0 +1,38 @@
+"""Derivatives of gradient forces that a training step does not ask for: they are right all the same."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ocpgem.models.potential import Potential
+from tests.structures import CASES, case_config, case_potential, random_slabs, topology_of
+
+GRADIENT = [case for case in CASES if case_config(case).forces == "gradient"]
+each_gradient_case = pytest.mark.parametrize("case", GRADIENT)
+
+
+def predicted(potential: Potential) -> tuple[Tensor, Tensor]:
+    """The sum of energies, and that of forces with weights."""
+    batch = random_slabs()
+    found = potential(batch, topology_of(batch, potential.graph_spec))
+    weights = torch.randn(batch.pos.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    return found.energy.sum(), (weights * found.forces).sum()
+
+
+def of_parameters(value: Tensor, potential: Potential) -> list[Tensor]:
+    found = torch.autograd.grad(value, list(potential.parameters()), retain_graph=True, allow_unused=True)
+    return [gradient for gradient in found if gradient is not None]
+
+
+def agree(found: list[Tensor], wanted: list[Tensor]) -> None:
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10 * float(theirs.abs().max() + 1e-3))
+
+
+@each_gradient_case
+def test_a_gradient_of_some_weights_alone_does_not_change_a_later_one(case: str) -> None:
+    potential = case_potential(case)
+    energy, forces = predicted(potential)
+    wanted = of_parameters(energy, potential)
+    torch.autograd.grad(forces, list(potential.model.energy_head.parameters())[-1], retain_graph=True)
+    agree(of_parameters(energy, potential), wanted)
