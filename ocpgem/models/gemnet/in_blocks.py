@@ -114,7 +114,7 @@ class _Gradient(torch.autograd.Function):
             with torch.enable_grad(), form.as_given(grad):
                 leaves = _leaves(form.rows(tensors, place), wanted)
                 values = form.block(*leaves)
-            sums.add(place, _gradients([values], _chosen(leaves, wanted), [grad[place]]))
+            sums.add(place, gradients([values], _chosen(leaves, wanted), [grad[place]]))
         return tuple(sums.found)
 
     @staticmethod
@@ -138,7 +138,7 @@ class _Gradient(torch.autograd.Function):
             of_firsts = [
                 second[place] if table else second for second, table in zip(seconds, is_table, strict=True)
             ]
-            sums.add(place, _gradients(firsts, _chosen([of_rows, *leaves], asked), of_firsts))
+            sums.add(place, gradients(firsts, _chosen([of_rows, *leaves], asked), of_firsts))
         found = iter(sums.found)
         return None, None, *(next(found) if ask else None for ask in asked)
 
@@ -170,10 +170,17 @@ def _chosen(values: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
     return [value for value, want in zip(values, wanted, strict=True) if want]
 
 
-def _gradients(of: Sequence[Tensor], by: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def aliases(*tensors: Tensor) -> list[Tensor]:
+    """The tensors, such that a gradient by one of them does not follow the ways by which another depends on it."""
+    return [tensor.view_as(tensor) for tensor in tensors]
+
+
+def gradients(
+    of: Sequence[Tensor], by: Sequence[Tensor], weights: Sequence[Tensor], create_graph: bool = False
+) -> tuple[Tensor, ...]:
     """Of the values that depend on anything, zero where nothing depends on it."""
     pairs = [(value, weight) for value, weight in zip(of, weights, strict=True) if value.requires_grad]
     if not pairs:
         return tuple(torch.zeros_like(leaf) for leaf in by)
     values, grads = zip(*pairs, strict=True)
-    return torch.autograd.grad(values, by, grads, materialize_grads=True)
+    return torch.autograd.grad(values, by, grads, create_graph=create_graph, materialize_grads=True)

@@ -19,8 +19,10 @@ def predicted(potential: Potential) -> tuple[Tensor, Tensor]:
     return found.energy.sum(), (weights * found.forces).sum()
 
 
-def of_parameters(value: Tensor, potential: Potential) -> list[Tensor]:
-    found = torch.autograd.grad(value, list(potential.parameters()), retain_graph=True, allow_unused=True)
+def of_parameters(value: Tensor, potential: Potential, create_graph: bool = False) -> list[Tensor]:
+    found = torch.autograd.grad(
+        value, list(potential.parameters()), retain_graph=True, create_graph=create_graph, allow_unused=True
+    )
     return [gradient for gradient in found if gradient is not None]
 
 
@@ -36,3 +38,12 @@ def test_a_gradient_of_some_weights_alone_does_not_change_a_later_one(case: str)
     wanted = of_parameters(energy, potential)
     torch.autograd.grad(forces, list(potential.model.energy_head.parameters())[-1], retain_graph=True)
     agree(of_parameters(energy, potential), wanted)
+
+
+@each_gradient_case
+def test_gradients_that_are_differentiable_are_those_that_are_not(case: str) -> None:
+    potential = case_potential(case)
+    energy, forces = predicted(potential)
+    for value in (energy, forces, energy + forces):
+        wanted = of_parameters(value, potential)
+        agree(of_parameters(value, potential, create_graph=True), wanted)
