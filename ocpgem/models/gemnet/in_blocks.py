@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Block = Callable[..., Tensor]
 """Rows of the tables, and what all rows share -> as many rows of the result."""
@@ -26,7 +25,7 @@ def in_blocks(block: Block, size: int, tables: Sequence[Tensor], shared: Sequenc
     """`block(*tables, *shared)`, computed for `size` rows of the tables at a time.
 
     tables: [n, ...] each; shared: any, read by all rows. Rows must not depend on each other. The result can be
-    differentiated twice.
+    differentiated any number of times; from the third derivative on, all rows are computed together.
     """
     like = tables[0]
     autocast = (
@@ -78,6 +77,19 @@ class _Form:
         """The block's rows of each table, then what is shared."""
         return [tensor[place] if number < self.n_tables else tensor for number, tensor in enumerate(tensors)]
 
+    def first_gradients(
+        self, grad: Tensor, leaves: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> tuple[Tensor, ...]:
+        """The gradients of the block by what wants one, with a graph of their own."""
+        with torch.enable_grad(), self.as_given(grad):
+            return torch.autograd.grad(
+                self.block(*leaves),
+                _chosen(leaves, wanted),
+                grad,
+                create_graph=True,
+                materialize_grads=True,
+            )
+
 
 class _InBlocks(torch.autograd.Function):
     @staticmethod
@@ -118,23 +130,20 @@ class _Gradient(torch.autograd.Function):
         return tuple(sums.found)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *seconds: Tensor) -> tuple[Tensor | None, ...]:
         form, wanted, asked = ctx.form, ctx.wanted, ctx.needs_input_grad[2:]
         grad, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated in turn: all rows together, with a graph
+            of_all, *others = aliases(grad, *tensors)
+            firsts = form.first_gradients(of_all, others, wanted)
+            found = iter(gradients(firsts, _chosen([of_all, *others], asked), seconds, create_graph=True))
+            return None, None, *(next(found) if ask else None for ask in asked)
         needed = [asked[0], *(want or ask for want, ask in zip(wanted, asked[1:], strict=True))]
         sums = _Sums((grad, *tensors), asked, form.n_tables + 1)
         is_table = [number < form.n_tables for number, want in enumerate(wanted) if want]
         for place in form.places(grad):
-            with torch.enable_grad(), form.as_given(grad):
-                of_rows, *leaves = _leaves([grad[place], *form.rows(tensors, place)], needed)
-                firsts = torch.autograd.grad(
-                    form.block(*leaves),
-                    _chosen(leaves, wanted),
-                    of_rows,
-                    create_graph=True,
-                    materialize_grads=True,
-                )
+            of_rows, *leaves = _leaves([grad[place], *form.rows(tensors, place)], needed)
+            firsts = form.first_gradients(of_rows, leaves, wanted)
             of_firsts = [
                 second[place] if table else second for second, table in zip(seconds, is_table, strict=True)
             ]

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ocpgem.models.gemnet.layers import Frugal
 from ocpgem.models.potential import Potential
-from tests.structures import CASES, case_config, case_potential, random_slabs, topology_of
+from tests.structures import CASES, case_config, case_potential, random_potential, random_slabs, topology_of
 
 GRADIENT = [case for case in CASES if case_config(case).forces == "gradient"]
 each_gradient_case = pytest.mark.parametrize("case", GRADIENT)
@@ -47,3 +48,18 @@ def test_gradients_that_are_differentiable_are_those_that_are_not(case: str) -> 
     for value in (energy, forces, energy + forces):
         wanted = of_parameters(value, potential)
         agree(of_parameters(value, potential, create_graph=True), wanted)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_of_a_gradient_penalty_is_that_of_autograd(case: str) -> None:
+    found = []
+    for as_autograd in (False, True):
+        potential = random_potential(case_config(case))
+        for part in potential.modules():
+            if isinstance(part, Frugal):
+                part.as_autograd = as_autograd
+        penalty = [
+            gradient.square().sum() for gradient in of_parameters(predicted(potential)[1], potential, True)
+        ]
+        found.append(of_parameters(torch.stack(penalty).sum(), potential))
+    agree(*found)
