@@ -63,3 +63,21 @@ def test_the_gradient_of_a_gradient_penalty_is_that_of_autograd(case: str) -> No
         ]
         found.append(of_parameters(torch.stack(penalty).sum(), potential))
     agree(*found)
+
+
+@each_gradient_case
+def test_the_hessian_by_the_callers_positions_is_that_of_finite_differences(case: str) -> None:
+    potential, batch = case_potential(case), random_slabs((5,))
+    topology = topology_of(batch, potential.graph_spec)
+    way = torch.randn(batch.pos.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    start, step = batch.pos, 1e-5
+    batch.pos = start.clone().requires_grad_(True)
+    found = potential(batch, topology)
+    (slope,) = torch.autograd.grad(found.energy.sum(), batch.pos, retain_graph=True)
+    torch.testing.assert_close(slope, -found.forces.detach(), rtol=1e-10, atol=1e-12)
+    (along_way,) = torch.autograd.grad((found.forces * way).sum(), batch.pos)  # the Hessian is symmetric
+    ends = []
+    for batch.pos in (start + step * way, start - step * way):
+        ends.append(potential(batch, topology).forces.detach())
+    wanted = (ends[0] - ends[1]) / (2 * step)
+    torch.testing.assert_close(along_way, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
