@@ -41,13 +41,19 @@ def test_a_gradient_of_some_weights_alone_does_not_change_a_later_one(case: str)
     agree(of_parameters(energy, potential), wanted)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @each_gradient_case
-def test_gradients_that_are_differentiable_are_those_that_are_not(case: str) -> None:
-    potential = case_potential(case)
-    energy, forces = predicted(potential)
-    for value in (energy, forces, energy + forces):
-        wanted = of_parameters(value, potential)
-        agree(of_parameters(value, potential, create_graph=True), wanted)
+def test_gradients_that_are_differentiable_are_those_that_are_not(case: str, checkpointing: bool) -> None:
+    potential = random_potential(case_config(case)).train()
+    potential.model.checkpoint_activations = checkpointing
+    for which in ([0], [1], [0, 1]):
+        found = []
+        for create_graph in (True, False):
+            values = predicted(potential)
+            found.append(
+                of_parameters(torch.stack([values[i] for i in which]).sum(), potential, create_graph)
+            )
+        agree(*found)
 
 
 @pytest.mark.parametrize("case", CASES)
