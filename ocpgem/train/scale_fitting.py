@@ -82,7 +82,7 @@ def _unscaled_variances(
     names = {id(scale): name for name, scale in factors.items()}
     totals: dict[str, Tensor] = {}  # weighted variance, rows
 
-    def record(scale: ScaleFactor, x: Tensor, reference: Tensor | None) -> None:
+    def record(scale: ScaleFactor, x: Tensor, *_: Tensor | None) -> None:
         name, rows = names[id(scale)], x.shape[0]
         seen = torch.tensor([_mean_variance(x) * rows, rows], dtype=torch.float64)
         totals[name] = totals[name] + seen if name in totals else seen
@@ -113,9 +113,9 @@ def _fit_one(
 ) -> FittedScale:
     totals = torch.zeros(3, dtype=torch.float64)  # weighted variance, weighted reference variance, rows
 
-    def measure(_: ScaleFactor, x: Tensor, reference: Tensor | None) -> None:
+    def measure(_: ScaleFactor, x: Tensor, reference: Tensor | None, times: Tensor | None) -> None:
         rows = x.shape[0]
-        of_reference = _mean_variance(reference) if reference is not None else 1.0
+        of_reference = _mean_variance(reference, times) if reference is not None else 1.0
         totals.add_(torch.tensor([_mean_variance(x) * rows, of_reference * rows, rows], dtype=torch.float64))
         raise _Reached
 
@@ -138,5 +138,14 @@ def _fit_one(
     return FittedScale(name, ratio**0.5, variance / rows, reference / rows, unscaled)
 
 
-def _mean_variance(x: Tensor) -> float:
-    return float(x.detach().float().var(dim=0, unbiased=True).mean()) if x.shape[0] > 1 else 0.0
+def _mean_variance(x: Tensor, times: Tensor | None = None) -> float:
+    """The mean over channels of the variance over rows; times: [n_rows] how often each row counts, None: once."""
+    x = x.detach().float()
+    if times is None:
+        return float(x.var(dim=0, unbiased=True).mean()) if x.shape[0] > 1 else 0.0
+    count = int(times.sum())
+    if count < 2:
+        return 0.0
+    weights = times[:, None] / count
+    deviation = x - (weights * x).sum(dim=0)
+    return float((weights * deviation.square()).sum(dim=0).mean() * (count / (count - 1)))

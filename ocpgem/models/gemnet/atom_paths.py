@@ -14,6 +14,7 @@ from ocpgem.models.gemnet.edge_ops import (
     sum_to_target,
     unpad,
 )
+from ocpgem.models.gemnet.fit_counts import mixed_triplets_per_edge
 from ocpgem.models.gemnet.layers import Dense, float32_region
 from ocpgem.models.gemnet.triplets import Bilinear, EdgeMessages, EdgeUpdate, read_density
 
@@ -73,7 +74,9 @@ class AtomToEdgeInteraction(nn.Module):
                 common.main,
                 self.n_spherical,
             )
-        return self.update(self.bilinear.of_sums(basis.circular, summed, x), topology.main)
+        observed = self.bilinear.scale_sum.is_observed
+        times = mixed_triplets_per_edge(incoming, topology.main, common.atom_edge) if observed else None
+        return self.update(self.bilinear.of_sums(basis.circular, summed, x, times), topology.main)
 
 
 class EdgeToAtomInteraction(nn.Module):
@@ -107,7 +110,9 @@ class EdgeToAtomInteraction(nn.Module):
             )
         combined = (basis.circular @ summed).flatten(1)  # [n_outgoing, circular_dim * in_dim]
         of_atoms = sum_to_target(combined.to(basis.circular.dtype), outgoing)
-        return self.up(self.bilinear(of_atoms, x))
+        observed = self.bilinear.scale_sum.is_observed
+        times = mixed_triplets_per_edge(topology.main, outgoing, common.main) if observed else None
+        return self.up(self.bilinear(of_atoms, x, times))
 
 
 class AtomAtomInteraction(nn.Module):

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ocpgem.models.gemnet.chain_passes import (
     WeightSums,
@@ -17,7 +16,7 @@ from ocpgem.models.gemnet.chain_passes import (
     scaled_back,
     tangents_of_rows,
 )
-from ocpgem.models.gemnet.in_blocks import places_in_cache
+from ocpgem.models.gemnet.in_blocks import aliases, gradients, places_in_cache
 from ocpgem.models.gemnet.layers import (
     Dense,
     ForceGradient,
@@ -86,7 +85,7 @@ class _Chain(torch.autograd.Function):
         y = _run_chain(x, weights, leading, kept)
         ctx.save_for_backward(x, *weights, None if forces is None else y, *kept)
         ctx.leading, ctx.forces = leading, forces
-        ctx.extra = {}  # gradients of pre-activations, by the `_ForceGradient` that they come from
+        ctx.extra = {}  # by the `_ForceGradient` that they come from: the backward pass, gradients of pre-activations
         return y
 
     @staticmethod
@@ -98,7 +97,10 @@ class _Chain(torch.autograd.Function):
         of_weights: list[Tensor | None]
         if not torch.is_grad_enabled():
             needed = (needed[0], *(need and not taken for need in needed[1:]))
-            extra = [sum(parts) for parts in zip(*ctx.extra.values(), strict=True)]
+            now = torch._C._current_graph_task_id()
+            # An earlier pass that did not come here, as one for some weights alone, may have left others.
+            own = [parts for left_by, parts in ctx.extra.values() if left_by == now]
+            extra = [sum(parts) for parts in zip(*own, strict=True)]
             ctx.extra.clear()
             of_x, of_weights = _chain_gradient(x, weights, kept, ctx.leading, grads[0], needed, extra)
         elif taken:
@@ -114,7 +116,8 @@ class _ForceGradient(torch.autograd.Function):
     """The gradient of a chain by its input alone, which is differentiated once more where forces are trained.
 
     What that gives to pre-activations is left in `extra` for the gradient of the chain itself, which comes later and
-    takes it along: else the way back through the chain would be gone twice.
+    takes it along: else the way back through the chain would be gone twice. Where that is to be differentiated in turn,
+    the chain is computed again in torch's own operations.
     """
 
     @staticmethod
@@ -123,7 +126,7 @@ class _ForceGradient(torch.autograd.Function):
         grad: Tensor,
         x: Tensor,
         y: Tensor,
-        extra: dict[Any, list[Tensor]],
+        extra: dict[int, tuple[int, list[Tensor]]],
         leading: bool,
         n_weights: int,
         *others: Tensor,
@@ -135,34 +138,61 @@ class _ForceGradient(torch.autograd.Function):
         nothing = WeightSums(weights, [False] * n_weights)
         for place in places_in_cache(x):
             of_rows, kept = kept[:n_weights], kept[n_weights:]
+            own: list[Tensor] = []
             start = grad[place] * (1 / growth(n_weights // 2))
-            of_x[place] = gradient_of_rows(x[place], back, of_rows, leading, start, nothing, passed, [])
-        ctx.save_for_backward(*others, *passed)
+            of_x[place] = gradient_of_rows(x[place], back, of_rows, leading, start, nothing, own, [])
+            passed += own[1:]  # the first is `start`
+        ctx.save_for_backward(grad, x, *others, *passed)
         ctx.extra, ctx.leading, ctx.n_weights = extra, leading, n_weights
         return of_x
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        leading, n, (of_gradient,) = ctx.leading, ctx.n_weights, grads
-        weights, pairs = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
-        kept, passed = pairs[: len(pairs) // 2], pairs[len(pairs) // 2 :]
-        forth = [weight.to(kept[0].dtype) for weight in scaled(weights, leading)]
-        sums = WeightSums(weights, ctx.needs_input_grad[6 : 6 + n])
-        extra: list[Tensor] = []
-        of_grad: Tensor | None = None
-        for number, place in enumerate(places_in_cache(of_gradient)):
-            own = slice(number * n, (number + 1) * n)
-            tangent, of_rows = tangents_of_rows(
-                forth, kept[own], passed[own], leading, of_gradient[place], sums
+        n, (of_gradient,) = ctx.n_weights, grads
+        grad, x, *saved = ctx.saved_tensors
+        weights, pairs = saved[:n], saved[n:]
+        n_kept = len(ctx.needs_input_grad) - 6 - n
+        kept, passed = pairs[:n_kept], pairs[n_kept:]
+        if torch.is_grad_enabled():
+            of_grad, of_x, *of_weights = _differentiable_second_gradient(
+                x, weights, kept[0].dtype, ctx.leading, grad, of_gradient
             )
-            extra += of_rows
-            if of_grad is None:
-                of_grad = tangent.new_empty(len(of_gradient), tangent.shape[1])
-            torch.mul(tangent, 1 / growth(n // 2), out=of_grad[place])
-        ctx.extra[id(ctx)] = extra
-        of_weights = sums.times(scaled_back(n, leading))
-        return of_grad, None, None, None, None, None, *of_weights, *[None] * len(kept)
+            return of_grad, of_x, None, None, None, None, *of_weights, *[None] * n_kept
+        sums = WeightSums(weights, ctx.needs_input_grad[6 : 6 + n])
+        of_grad, extra = _second_gradient(grad, weights, kept, passed, ctx.leading, of_gradient, sums)
+        ctx.extra[id(ctx)] = torch._C._current_graph_task_id(), extra
+        of_weights = sums.times(scaled_back(n, ctx.leading))
+        return of_grad, None, None, None, None, None, *of_weights, *[None] * n_kept
+
+
+def _second_gradient(
+    grad: Tensor,
+    weights: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    passed: Sequence[Tensor],
+    leading: bool,
+    of_gradient: Tensor,
+    sums: WeightSums,
+) -> tuple[Tensor, list[Tensor]]:
+    """What the gradient `of_gradient` of `_ForceGradient` gives to that of y and to the pre-activations.
+
+    passed: of each part of the rows, see `gradient_of_rows`, without the first. Adds to the gradients of the weights.
+    """
+    n = len(weights)
+    forth = [weight.to(kept[0].dtype) for weight in scaled(weights, leading)]
+    extra: list[Tensor] = []
+    of_grad: Tensor | None = None
+    for number, place in enumerate(places_in_cache(of_gradient)):
+        own = slice(number * n, (number + 1) * n)
+        start = grad[place] * (1 / growth(n // 2))
+        of_part = [start, *passed[number * (n - 1) : (number + 1) * (n - 1)]]
+        tangent, of_rows = tangents_of_rows(forth, kept[own], of_part, leading, of_gradient[place], sums)
+        extra += of_rows
+        if of_grad is None:
+            of_grad = tangent.new_empty(len(of_gradient), tangent.shape[1])
+        torch.mul(tangent, 1 / growth(n // 2), out=of_grad[place])
+    assert of_grad is not None
+    return of_grad, extra
 
 
 def _run_chain(x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[Tensor] | None) -> Tensor:
@@ -181,14 +211,34 @@ def _run_chain(x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[T
 
 
 def _differentiable_gradient(
-    x: Tensor, weights: list[Tensor], dtype: torch.dtype, leading: bool, grad: Tensor
+    x: Tensor, weights: Sequence[Tensor], dtype: torch.dtype, leading: bool, grad: Tensor
 ) -> list[Tensor | None]:
     """Gradients of x and of every weight, with a graph of their own; dtype: that of products in the forward pass."""
-    inputs = [x, *weights]
+    inputs = x, *weights = aliases(x, *weights)
     with torch.autocast(x.device.type, dtype, enabled=dtype != weights[0].dtype):
         y = plain_chain(x, weights, leading)
+    return _of_wanted(y, inputs, grad)
+
+
+def _differentiable_second_gradient(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    dtype: torch.dtype,
+    leading: bool,
+    grad: Tensor,
+    of_gradient: Tensor,
+) -> list[Tensor | None]:
+    """What the gradient `of_gradient` of that of x gives to grad, x and every weight, with a graph of its own."""
+    inputs = grad, x, *weights = aliases(grad, x, *weights)
+    of_x = _differentiable_gradient(x, weights, dtype, leading, grad)[0]
+    assert of_x is not None
+    return _of_wanted(of_x, inputs, of_gradient)
+
+
+def _of_wanted(value: Tensor, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor | None]:
+    """The gradients, with a graph of their own, of those inputs that want one."""
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    found = iter(gradients([value], wanted, [grad], create_graph=True))
     return [next(found) if tensor.requires_grad else None for tensor in inputs]
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Block = Callable[..., Tensor]
 """Rows of the tables, and what all rows share -> as many rows of the result."""
@@ -26,7 +25,7 @@ def in_blocks(block: Block, size: int, tables: Sequence[Tensor], shared: Sequenc
     """`block(*tables, *shared)`, computed for `size` rows of the tables at a time.
 
     tables: [n, ...] each; shared: any, read by all rows. Rows must not depend on each other. The result can be
-    differentiated twice.
+    differentiated any number of times; from the third derivative on, all rows are computed together.
     """
     like = tables[0]
     autocast = (
@@ -78,6 +77,19 @@ class _Form:
         """The block's rows of each table, then what is shared."""
         return [tensor[place] if number < self.n_tables else tensor for number, tensor in enumerate(tensors)]
 
+    def first_gradients(
+        self, grad: Tensor, leaves: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> tuple[Tensor, ...]:
+        """The gradients of the block by what wants one, with a graph of their own."""
+        with torch.enable_grad(), self.as_given(grad):
+            return torch.autograd.grad(
+                self.block(*leaves),
+                _chosen(leaves, wanted),
+                grad,
+                create_graph=True,
+                materialize_grads=True,
+            )
+
 
 class _InBlocks(torch.autograd.Function):
     @staticmethod
@@ -114,31 +126,28 @@ class _Gradient(torch.autograd.Function):
             with torch.enable_grad(), form.as_given(grad):
                 leaves = _leaves(form.rows(tensors, place), wanted)
                 values = form.block(*leaves)
-            sums.add(place, _gradients([values], _chosen(leaves, wanted), [grad[place]]))
+            sums.add(place, gradients([values], _chosen(leaves, wanted), [grad[place]]))
         return tuple(sums.found)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *seconds: Tensor) -> tuple[Tensor | None, ...]:
         form, wanted, asked = ctx.form, ctx.wanted, ctx.needs_input_grad[2:]
         grad, *tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated in turn: all rows together, with a graph
+            of_all, *others = aliases(grad, *tensors)
+            firsts = form.first_gradients(of_all, others, wanted)
+            found = iter(gradients(firsts, _chosen([of_all, *others], asked), seconds, create_graph=True))
+            return None, None, *(next(found) if ask else None for ask in asked)
         needed = [asked[0], *(want or ask for want, ask in zip(wanted, asked[1:], strict=True))]
         sums = _Sums((grad, *tensors), asked, form.n_tables + 1)
         is_table = [number < form.n_tables for number, want in enumerate(wanted) if want]
         for place in form.places(grad):
-            with torch.enable_grad(), form.as_given(grad):
-                of_rows, *leaves = _leaves([grad[place], *form.rows(tensors, place)], needed)
-                firsts = torch.autograd.grad(
-                    form.block(*leaves),
-                    _chosen(leaves, wanted),
-                    of_rows,
-                    create_graph=True,
-                    materialize_grads=True,
-                )
+            of_rows, *leaves = _leaves([grad[place], *form.rows(tensors, place)], needed)
+            firsts = form.first_gradients(of_rows, leaves, wanted)
             of_firsts = [
                 second[place] if table else second for second, table in zip(seconds, is_table, strict=True)
             ]
-            sums.add(place, _gradients(firsts, _chosen([of_rows, *leaves], asked), of_firsts))
+            sums.add(place, gradients(firsts, _chosen([of_rows, *leaves], asked), of_firsts))
         found = iter(sums.found)
         return None, None, *(next(found) if ask else None for ask in asked)
 
@@ -170,10 +179,17 @@ def _chosen(values: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor]:
     return [value for value, want in zip(values, wanted, strict=True) if want]
 
 
-def _gradients(of: Sequence[Tensor], by: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def aliases(*tensors: Tensor) -> list[Tensor]:
+    """The tensors, such that a gradient by one of them does not follow the ways by which another depends on it."""
+    return [tensor.view_as(tensor) for tensor in tensors]
+
+
+def gradients(
+    of: Sequence[Tensor], by: Sequence[Tensor], weights: Sequence[Tensor], create_graph: bool = False
+) -> tuple[Tensor, ...]:
     """Of the values that depend on anything, zero where nothing depends on it."""
     pairs = [(value, weight) for value, weight in zip(of, weights, strict=True) if value.requires_grad]
     if not pairs:
         return tuple(torch.zeros_like(leaf) for leaf in by)
     values, grads = zip(*pairs, strict=True)
-    return torch.autograd.grad(values, by, grads, materialize_grads=True)
+    return torch.autograd.grad(values, by, grads, create_graph=create_graph, materialize_grads=True)

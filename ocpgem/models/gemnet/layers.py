@@ -13,7 +13,8 @@ INV_SQRT_2 = 2.0**-0.5
 SILU_SCALE = 1 / 0.6
 """SiLU is divided by 0.6 so that it keeps the variance of a standard normal input."""
 
-Observer = Callable[["ScaleFactor", Tensor, Tensor | None], None]
+Observer = Callable[["ScaleFactor", Tensor, Tensor | None, Tensor | None], None]
+"""Takes a factor, the activation, its reference, and how often each row of that counts (None: once)."""
 
 
 def float32_region(like: Tensor) -> torch.autocast:
@@ -166,10 +167,13 @@ class ScaleFactor(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.factor
 
-    def observe(self, x: Tensor, reference: Tensor | None) -> Tensor:
-        """Return `x` unchanged; its variance should equal that of `reference` (or 1 without one)."""
+    def observe(self, x: Tensor, reference: Tensor | None, times: Tensor | None = None) -> Tensor:
+        """Return `x` unchanged; its variance should equal that of `reference` (or 1 without one).
+
+        times: [n] how often each row of the reference counts; None: once.
+        """
         if self.observer is not None:
-            self.observer(self, x, reference)
+            self.observer(self, x, reference, times)
         return x
 
     def set(self, value: float) -> None:

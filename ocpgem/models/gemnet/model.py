@@ -26,7 +26,7 @@ class Structures:
     """The tensors a model reads of a batch."""
 
     pos: Tensor
-    """[n_atoms, 3] in A."""
+    """[n_atoms, 3] in A. Where they want a gradient, energies and forces are differentiable functions of them."""
     cell: Tensor
     """[n_systems, 3, 3] in A; rows are lattice vectors."""
     atomic_numbers: Tensor
@@ -71,7 +71,9 @@ class GemNet(nn.Module):
             return energy, None if forces is None else unshard(forces, topology.part, topology.n_atoms)
         differentiable = torch.is_grad_enabled()
         with torch.enable_grad():
-            pos = structures.pos.detach().requires_grad_(True)
+            # Those of a caller who differentiates by them, so that forces have derivatives by them as well.
+            wanted = structures.pos.requires_grad
+            pos = structures.pos if wanted else structures.pos.detach().requires_grad_(True)
             moved = dataclasses.replace(structures, pos=pos)
             atom_energy, _ = self._atom_energies_and_direct_forces(moved, topology)
             energy = self._sum_over_atoms(atom_energy, topology)

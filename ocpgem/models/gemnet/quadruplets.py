@@ -6,6 +6,7 @@ from ocpgem.graph.topology import Topology
 from ocpgem.models.gemnet.bases import QuadrupletBasis
 from ocpgem.models.gemnet.config import GemNetConfig, QuadrupletConfig
 from ocpgem.models.gemnet.edge_ops import from_main_edge, unpad
+from ocpgem.models.gemnet.fit_counts import quadruplets_per_row
 from ocpgem.models.gemnet.geometry import pad_by_middle
 from ocpgem.models.gemnet.layers import Dense, ScaleFactor, float32_region
 from ocpgem.models.gemnet.triplets import Bilinear, EdgeMessages, EdgeUpdate
@@ -36,8 +37,13 @@ class QuadrupletInteraction(nn.Module):
                 self.scale_circular(self.circular.weight) @ basis.circular
             )  # [n_middle, in_dim, n_spherical]
             weighted = x_inner * (angles.inner_circular @ filters.transpose(1, 2))
-            if self.scale_circular.observer is not None:
+            if self.scale_circular.is_observed:
                 self.scale_circular.observe(unpad(weighted, tables.inner.slot), rows)
             summed = angles.sum(weighted, basis.spherical, topology)
-            reference = unpad(weighted, tables.inner.slot) if self.bilinear.scale_sum.observer else rows
-        return self.update(self.bilinear(summed, reference), topology.main)
+            reference, times = rows, None
+            if self.bilinear.scale_sum.is_observed:
+                reference, times = (
+                    unpad(weighted, tables.inner.slot),
+                    quadruplets_per_row(tables, len(angles.inner_circular)),
+                )
+        return self.update(self.bilinear(summed, reference, times), topology.main)

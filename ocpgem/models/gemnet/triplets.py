@@ -12,6 +12,7 @@ from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.densities import density, read_degrees
 from ocpgem.models.gemnet.edge_ops import pad_by_target, reverse, stack, unpad
+from ocpgem.models.gemnet.fit_counts import triplets_per_edge
 from ocpgem.models.gemnet.layers import (
     Dense,
     Frugal,
@@ -62,14 +63,14 @@ class Bilinear(Frugal, nn.Module):
         he_orthogonal_(self.weight)
         self.scale_sum = ScaleFactor()
 
-    def forward(self, x: Tensor, reference: Tensor) -> Tensor:
-        """x: [n, basis_dim, in_dim]; reference: what was summed, for the fit of the scale factor."""
-        return self.scale_sum.observe(x.flatten(1) @ self._matrix(), reference)
+    def forward(self, x: Tensor, reference: Tensor, times: Tensor | None = None) -> Tensor:
+        """x: [n, basis_dim, in_dim]; reference, times: rows that were summed, how often each, for the scale factor."""
+        return self.scale_sum.observe(x.flatten(1) @ self._matrix(), reference, times)
 
-    def of_sums(self, basis: Tensor, sums: Tensor, reference: Tensor) -> Tensor:
+    def of_sums(self, basis: Tensor, sums: Tensor, reference: Tensor, times: Tensor | None) -> Tensor:
         """As above for basis @ sums, [n, basis_dim, n_functions] @ [n, n_functions, in_dim], which is not kept."""
         found = self.by_rows(_bilinear_of_sums, (basis, sums), (self._matrix(),), observed=False)
-        return self.scale_sum.observe(found, reference)
+        return self.scale_sum.observe(found, reference, times)
 
     def _matrix(self) -> Tensor:
         """The weight as [basis_dim * in_dim, out_dim]."""
@@ -144,4 +145,5 @@ class TripletInteraction(nn.Module):
             padded = pad_by_target(x.to(harmonics.dtype), edges)
             summed = angular_sum(padded, harmonics, self.n_spherical)
         summed = unpad(summed, edges.slot)  # [n_edges, n_spherical, in_dim]
-        return self.update(self.bilinear.of_sums(basis.circular, summed, x), edges)
+        times = triplets_per_edge(edges) if self.bilinear.scale_sum.is_observed else None
+        return self.update(self.bilinear.of_sums(basis.circular, summed, x, times), edges)

@@ -129,3 +129,14 @@ def test_a_cpu_computes_as_many_rows_as_its_caches_hold_and_a_gpu_all() -> None:
     assert list(places_in_cache(x[:0])) == [slice(0, 1)]
     with rows_as_on_gpu():
         assert list(places_in_cache(x)) == [slice(0, 5000)]
+
+
+def test_third_derivatives_are_those_of_the_function() -> None:
+    tables = arguments(5)
+    results = []
+    for form in (lambda *tables: in_blocks(wide, 2, tables), wide):
+        first = torch.autograd.grad(form(*tables).sum(), tables[:2], create_graph=True)
+        second = torch.autograd.grad(sum(of.sum() for of in first), tables[:2], create_graph=True)
+        third = torch.autograd.grad(sum(of.sum() for of in second), tables[:2])
+        results.append((*first, *second, *third))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)

@@ -116,3 +116,11 @@ def test_only_the_input_and_the_pre_activations_are_kept() -> None:
         kept = memory.now - y.untyped_storage().nbytes()
         del y
     assert kept == 6 * x.untyped_storage().nbytes()  # two a block; plain_chain keeps 11
+
+
+def test_weights_that_chains_share_get_the_gradient_of_each_once() -> None:
+    layers = chain("blocks")
+    x = torch.randn(4, 8, dtype=torch.float64)
+    wanted = torch.autograd.grad(layers(layers(x)).sum(), list(layers.parameters()))
+    found = torch.autograd.grad(layers(layers(x)).sum(), list(layers.parameters()), create_graph=True)
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)

@@ -1,6 +1,7 @@
 """Scale factors: each restores the variance of its reference, with all earlier ones active."""
 
 import dataclasses
+from collections import Counter
 from typing import Any, get_args
 
 import numpy as np
@@ -11,11 +12,13 @@ from torch import Tensor
 from ocpgem.data.dataset import InMemoryDataset
 from ocpgem.data.loader import Recipe, TrainLoader
 from ocpgem.errors import TrainingError
+from ocpgem.graph.topology import EdgeSet, Topology
 from ocpgem.models.gemnet.config import DEFAULTS, Variant
-from ocpgem.models.gemnet.layers import ScaleFactor
+from ocpgem.models.gemnet.layers import Observer, ScaleFactor
 from ocpgem.models.potential import Normalization, Potential
 from ocpgem.train.scale_fitting import fit_scale_factors, scale_factors
-from tests.structures import small_config
+from tests.edge_lists import edge_rows, quadruplet_members
+from tests.structures import case_config, random_potential, random_slabs, small_config, topology_of
 from tests.tiny_runs import random_system, random_systems
 
 VARIANTS = get_args(Variant)
@@ -38,17 +41,22 @@ def make_batches(potential: Potential, n: int = 9, batch_size: int = 3) -> list[
     return [next(steps).micro_batches[0] for _ in range(n // batch_size)]
 
 
+def mean_variance(x: Tensor, times: Tensor | None = None) -> float:
+    """The variance over rows, each of which stands there as often as `times` says."""
+    rows = x if times is None else x.repeat_interleave(times, dim=0)
+    return float(rows.detach().double().var(dim=0, correction=1).mean())
+
+
 def measured_ratios(potential: Potential, batches: list[tuple[Any, Any]]) -> dict[str, tuple[float, float]]:
     """For every factor, in order of execution: variance of its activation as it now is, and of its reference."""
     totals: dict[str, Tensor] = {}
 
-    def mean_variance(x: Tensor) -> float:
-        return float(x.detach().double().var(dim=0, correction=1).mean())
-
     for name, scale in scale_factors(potential).items():
 
-        def record(_: ScaleFactor, x: Tensor, reference: Tensor | None, name: str = name) -> None:
-            wanted = 1.0 if reference is None else mean_variance(reference)
+        def record(
+            _: ScaleFactor, x: Tensor, reference: Tensor | None, times: Tensor | None, name: str = name
+        ) -> None:
+            wanted = 1.0 if reference is None else mean_variance(reference, times)
             weighted = torch.tensor([mean_variance(x), wanted], dtype=torch.float64) * x.shape[0]
             totals[name] = totals.get(name, torch.zeros(2, dtype=torch.float64)) + weighted
 
@@ -65,7 +73,7 @@ def rows_seen(potential: Potential, batches: list[tuple[Any, Any]]) -> dict[str,
     """For every factor, how many rows its activation has in each batch."""
     rows: dict[str, list[int]] = {name: [] for name in scale_factors(potential)}
     for name, scale in scale_factors(potential).items():
-        scale.observer = lambda _, x, reference, name=name: rows[name].append(x.shape[0])
+        scale.observer = lambda _, x, reference, times, name=name: rows[name].append(x.shape[0])
     with torch.no_grad():
         for batch, topology in batches:
             potential(batch, topology)
@@ -164,3 +172,46 @@ def test_one_atom_of_one_element_in_a_perfect_crystal_is_refused() -> None:
     batch = next(TrainLoader(recipe, 1, seed=0).steps()).micro_batches[0]
     with pytest.raises(TrainingError, match="fit on more or larger systems"):
         fit_scale_factors(potential, [batch])
+
+
+def readers(incoming: EdgeSet, outgoing: EdgeSet) -> Tensor:
+    """How many other edges of `outgoing` end where each edge of `incoming` does, counted one by one."""
+    rows, others = edge_rows(incoming).tolist(), edge_rows(outgoing).tolist()
+    return torch.tensor([sum(row[1] == other[1] and row != other for other in others) for row in rows])
+
+
+def quadruplets_of_rows(topology: Topology) -> Tensor:
+    """How many quadruplets each row of the inner table is in."""
+    assert topology.quadruplets is not None
+    inner = topology.quadruplets.inner
+    met = Counter((middle, to_b) for _, middle, to_b in quadruplet_members(topology).tolist())
+    pairs = zip(inner.middle_edge.tolist(), inner.main_edge.tolist(), strict=True)
+    return torch.tensor([met[pair] for pair in pairs])
+
+
+@pytest.mark.parametrize("case", ["gemnet_T", "gemnet_Q", "gemnet_OC"])
+def test_the_references_of_sums_have_a_row_for_every_triplet_and_quadruplet(case: str) -> None:
+    potential, batch = random_potential(case_config(case), torch.float32), random_slabs(dtype=torch.float32)
+    topology = topology_of(batch, potential.graph_spec)
+    main, around, block = topology.main, topology.atom_edge, potential.model.blocks[0]
+    expected = {"triplets": readers(main, main)}
+    if block.quadruplets is not None:
+        expected["quadruplets"] = quadruplets_of_rows(topology)
+    if around is not None:
+        expected |= {"atom_to_edge": readers(around, main), "edge_to_atom": readers(main, around)}
+    references: dict[str, Tensor] = {}
+
+    def record(path: str) -> Observer:
+        return lambda _, x, reference, times: references.update({path: reference})  # type: ignore[dict-item]
+
+    fitted = {scale.name: scale for scale in fit_scale_factors(potential, [(batch, topology)])}
+    for path in expected:
+        getattr(block, path).bilinear.scale_sum.observer = record(path)
+    with torch.no_grad():
+        potential(batch, topology)
+    for path, times in expected.items():
+        assert times.min() < times.max()  # else they would not count
+        wanted = mean_variance(references[path], times)
+        found = fitted[f"model.blocks.0.{path}.bilinear.scale_sum"].variance_reference
+        assert found == pytest.approx(wanted, rel=1e-5), path
+        assert found != pytest.approx(mean_variance(references[path]), rel=1e-3), path
