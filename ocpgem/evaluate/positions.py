@@ -14,17 +14,19 @@ THRESHOLDS = np.arange(10, 500) / 1000
 """A; 0.010, 0.011, ..., 0.499."""
 
 
-def mean_distances(difference: Array, natoms: Array, cell: Array, pbc: Array) -> Array:
-    """The mean over the atoms of each system of the shortest length of `difference`, over all images; [n] in A.
+def mean_distances(difference: Array, natoms: Array, cell: Array, pbc: Array, fixed: Array) -> Array:
+    """The mean over the free atoms of each system of the shortest length of `difference`, over all images; [n] in A.
 
-    difference: [N, 3] A; natoms: [n]; cell: [n, 3, 3] A, rows; pbc: [n, 3]. Exact for cells of any shape (ASE's search
-    for the shortest image in a Minkowski-reduced cell), all atoms, fixed ones included.
+    difference: [N, 3] A; natoms: [n]; cell: [n, 3, 3] A, rows; pbc: [n, 3]; fixed: bool [N]. Exact for cells of any
+    shape (ASE's search for the shortest image in a Minkowski-reduced cell). 0 where no atom is free to move.
     """
-    pieces = np.split(np.asarray(difference, dtype=np.float64), np.cumsum(natoms)[:-1])
+    ends = np.cumsum(natoms)[:-1]
+    pieces = np.split(np.asarray(difference, dtype=np.float64), ends)
+    free = np.split(~np.asarray(fixed, dtype=bool), ends)
     return np.array(
         [
-            find_mic(piece, box.astype(np.float64), repeats)[1].mean()
-            for piece, box, repeats in zip(pieces, cell, pbc, strict=True)
+            find_mic(piece[moves], box.astype(np.float64), repeats)[1].mean() if moves.any() else 0.0
+            for piece, moves, box, repeats in zip(pieces, free, cell, pbc, strict=True)
         ]
     )
 

@@ -177,8 +177,9 @@ def add_positions(metrics: S2EFMetrics, predictions: PredictionSet) -> None:
     assert predictions.pbc is not None, "distances need to know what repeats"
     assert predictions.pos is not None, "relaxed positions are there"
     assert predictions.pos_true is not None, "and those to compare with"
+    difference = predictions.pos - predictions.pos_true
     distance = mean_distances(
-        predictions.pos - predictions.pos_true, predictions.natoms, predictions.cell, predictions.pbc
+        difference, predictions.natoms, predictions.cell, predictions.pbc, predictions.fixed
     )
     terms = np.zeros((len(predictions), len(ALL_METRICS), 2))
     terms[:, ROW["average_distance_within_threshold"]] = np.stack(

@@ -19,5 +19,5 @@ def relaxed_scores(predictions: PredictionSet) -> dict[str, float]:
     assert predictions.cell is not None, "distances need the cell"
     assert predictions.pbc is not None, "distances need to know what repeats"
     away = np.asarray(predictions.pos - predictions.pos_true)
-    distances = mean_distances(away, predictions.natoms, predictions.cell, predictions.pbc)
+    distances = mean_distances(away, predictions.natoms, predictions.cell, predictions.pbc, predictions.fixed)
     return {ADWT: float(share_within(distances).mean())}

@@ -11,17 +11,29 @@ from ocpgem.evaluate.prediction_set import PredictionSet, score
 
 BOX = np.diag([4.0, 5.0, 6.0])
 PERIODIC = np.ones(3, dtype=bool)
+FREE = np.zeros(20, dtype=bool)
 
 
 def test_the_distance_is_that_of_the_nearest_image() -> None:
     difference = np.array([[0.3, 0.4, 0.0], [3.9, 0.0, 0.0], [0.0, 5.2, 0.0]])
-    found = mean_distances(difference, np.array([1, 2]), np.stack([BOX, BOX]), np.stack([PERIODIC] * 2))
+    found = mean_distances(
+        difference, np.array([1, 2]), np.stack([BOX, BOX]), np.stack([PERIODIC] * 2), FREE[:3]
+    )
     np.testing.assert_allclose(found, [0.5, 0.15], rtol=1e-6)
+
+
+def test_fixed_atoms_are_left_out_and_a_system_without_free_ones_is_where_it_should_be() -> None:
+    difference = np.array([[0.5, 0, 0], [0, 0, 0], [0, 0, 0], [3.0, 0, 0]])
+    natoms, fixed = np.array([3, 1]), np.array([False, True, True, True])
+    found = mean_distances(difference, natoms, np.stack([BOX, BOX]), np.stack([PERIODIC] * 2), fixed)
+    np.testing.assert_allclose(found, [0.5, 0.0])
 
 
 def test_an_axis_that_does_not_repeat_has_no_images() -> None:
     pbc = np.array([[False, True, True]])
-    assert mean_distances(np.array([[3.9, 0, 0]]), np.array([1]), BOX[None], pbc)[0] == pytest.approx(3.9)
+    assert mean_distances(np.array([[3.9, 0, 0]]), np.array([1]), BOX[None], pbc, FREE[:1])[
+        0
+    ] == pytest.approx(3.9)
 
 
 def test_a_skewed_cell_is_searched_as_by_brute_force() -> None:
@@ -30,7 +42,7 @@ def test_a_skewed_cell_is_searched_as_by_brute_force() -> None:
     difference = rng.normal(size=(20, 3)) * 2
     images = np.array(list(itertools.product(range(-15, 16), repeat=3))) @ cell
     expected = np.linalg.norm(difference[:, None] + images, axis=-1).min(axis=1).mean()
-    found = mean_distances(difference, np.array([20]), cell[None], PERIODIC[None])
+    found = mean_distances(difference, np.array([20]), cell[None], PERIODIC[None], FREE)
     assert found[0] == pytest.approx(expected, rel=1e-9)
 
 
