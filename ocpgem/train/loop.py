@@ -122,6 +122,9 @@ class TrainingLoop:
     def _train(self) -> None:
         state = self._state
         settings = self._config.model_dump(mode="json")
+        if state.pending_validation is not None and group.is_main():  # a kill may have followed its end
+            with self._disk.guarded("the metrics"):
+                self._parts.run.forget_validation_of(state.step)
         group.on_main(lambda: self._callbacks.start(self._parts.run.path, state.step, settings))
         if state.pending_validation is not None:
             self._validate(state.pending_validation)

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -175,10 +175,18 @@ class RunDirectory:
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run will do again."""
+        self._keep_metrics(lambda record: record["step"] <= step)
+
+    def forget_validation_of(self, step: int) -> None:
+        """Drop what a validation that a resumed run will do again has recorded."""
+        self._keep_metrics(lambda record: record["kind"] != "val" or record["step"] != step)
+
+    def _keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Leave only records that are wanted and complete."""
         if not self.metrics_file.is_file():
             return
         lines = self.metrics_file.read_text().splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if line.endswith("}") and wanted(json.loads(line))]
         write_text(self.metrics_file, "".join(line + "\n" for line in kept))
 
 

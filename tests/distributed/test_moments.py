@@ -29,6 +29,11 @@ def evaluate_or_stop(potential, dataset, effort, label, take):
     return evaluate(potential, dataset, effort, label, take)
 loop.evaluate = evaluate_or_stop
 """
+KILLED_BEFORE_THE_NEXT_STEP = """
+import os, signal
+from ocpgem.train.loop import TrainingLoop
+TrainingLoop._take_steps = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def run_patched(patch: str, *words: object) -> subprocess.CompletedProcess[str]:
@@ -80,7 +85,7 @@ def test_fine_tuning_that_was_killed_in_its_first_checkpoint_starts_from_its_sou
     assert records(tmp_path / "run") == records(tmp_path / "whole")
 
 
-@pytest.mark.slow  # three runs of the command line
+@pytest.mark.slow  # four runs of the command line
 def test_a_validation_that_a_signal_cut_short_counts_once(tmp_path: Path) -> None:
     train, val = write_tiny_data(tmp_path)
     settings = tiny_settings(
@@ -101,6 +106,10 @@ def test_a_validation_that_a_signal_cut_short_counts_once(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     cut = run_patched(SIGNALLED_IN_SECOND_SET, "train", config, "--run-dir", tmp_path / "run")
     assert cut.returncode == REQUEUE, cut.stderr
+    # A kill after the validation was done again makes it be done once more.
+    killed = run_patched(KILLED_BEFORE_THE_NEXT_STEP, "train", config, "--run-dir", tmp_path / "run")
+    assert killed.returncode == -signal.SIGKILL
+    assert records(tmp_path / "run")[-1]["kind"] == "val"
     done = run_main("train", config, "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert records(tmp_path / "run") == records(tmp_path / "whole")

@@ -141,6 +141,14 @@ def test_metrics_of_steps_that_are_done_again_are_forgotten(run: RunDirectory) -
     assert "metrics.jsonl.partial" not in listing(run.path)
 
 
+def test_only_the_records_of_a_validation_that_is_done_again_are_forgotten(run: RunDirectory) -> None:
+    kept = [{"kind": kind, "step": step} for kind, step in (("train", 2), ("val", 2), ("train", 4))]
+    records = [*kept, {"kind": "val", "step": 4, "split": "a"}, {"kind": "val", "step": 4, "split": "b"}]
+    run.metrics_file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    run.forget_validation_of(4)
+    assert [json.loads(line) for line in run.metrics_file.read_text().splitlines()] == kept
+
+
 @pytest.fixture
 def _handlers_restored() -> Iterator[None]:
     log = logging.getLogger("ocpgem")
