@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ocpgem.errors import REQUEUE
+from tests.distributed.states import same_state
 from tests.tiny_runs import ROOT, clean_environment, run_main, tiny_settings, write_settings, write_tiny_data
 
 KILLED_WHILE_WRITING = """
@@ -29,6 +30,25 @@ def evaluate_or_stop(potential, dataset, effort, label, take):
     return evaluate(potential, dataset, effort, label, take)
 loop.evaluate = evaluate_or_stop
 """
+SIGNALLED_IN_VALIDATION = """
+import os, signal
+import ocpgem.train.loop as loop
+evaluate = loop.evaluate
+def signalled(*arguments):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return evaluate(*arguments)
+loop.evaluate = signalled
+"""
+KILLED_BETWEEN_RENAMES = (
+    SIGNALLED_IN_VALIDATION
+    + """
+from pathlib import Path
+replace = Path.replace
+Path.replace = lambda own, target: (
+    os.kill(os.getpid(), signal.SIGKILL) if target.name.isdecimal() else replace(own, target)
+)
+"""
+)
 KILLED_BEFORE_THE_NEXT_STEP = """
 import os, signal
 from ocpgem.train.loop import TrainingLoop
@@ -115,6 +135,36 @@ def test_a_validation_that_a_signal_cut_short_counts_once(tmp_path: Path) -> Non
     assert records(tmp_path / "run") == records(tmp_path / "whole")
     rates = [record["lr"] for record in records(tmp_path / "run") if record["kind"] == "train"]
     assert len(set(rates)) > 1
+
+
+@pytest.mark.slow  # four runs of the command line
+def test_a_kill_while_the_only_checkpoint_is_replaced_loses_nothing(tmp_path: Path) -> None:
+    train, val = write_tiny_data(tmp_path)
+    settings = tiny_settings(
+        train,
+        val,
+        steps=8,
+        log_every_steps=1,
+        validation={"every_steps": 4},
+        checkpoint={"every_steps": 6, "keep": 1, "keep_best": False, "keep_every_steps": 4},
+    )
+    config = write_settings(tmp_path / "config.yml", settings)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    for path, patch, code in (
+        (whole, "", 0),
+        (run, SIGNALLED_IN_VALIDATION, REQUEUE),
+        (run, KILLED_BETWEEN_RENAMES, -signal.SIGKILL),
+    ):
+        done = run_patched(patch, "train", config, "--run-dir", path)
+        assert done.returncode == code, done.stderr
+    left = {path.name for path in (run / "checkpoints").iterdir()}
+    assert left == {"4.partial", "4.replaced.partial", "latest"}
+    done = run_main("train", config, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {run}/checkpoints/4 (step 4)" in done.stdout
+    assert records(run) == records(whole)
+    assert same_state(run, whole, 8)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"4", "8", "latest"}
 
 
 @pytest.mark.slow  # two runs of the command line
