@@ -66,6 +66,13 @@ def test_what_nothing_computed_depends_on_may_change(run: RunDirectory) -> None:
     assert load_config(run.path / "config.yaml", [], TrainConfig) == longer
 
 
+def test_a_run_that_has_no_step_left_takes_no_other_learning_rate(run: RunDirectory) -> None:
+    (run.checkpoints / "latest").write_text("6")
+    with pytest.raises(RequestError, match=r"\(optim\.lr differ\)"):
+        run.prepare(tiny_config(optim={"lr": 1e-5}), {})
+    run.prepare(tiny_config(steps=7, optim={"lr": 1e-5}), {})
+
+
 def test_a_run_without_any_result_begins_anew_with_another_configuration(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.prepare(tiny_config(), {})
