@@ -49,6 +49,16 @@ Path.replace = lambda own, target: (
 )
 """
 )
+OUT_OF_MEMORY_IN_STEP_5 = """
+import torch
+from ocpgem.train.step import StepRunner
+share = StepRunner._share
+def share_or_no_memory(self, step_batch, *rest):
+    if step_batch.step == 4:
+        torch.empty(1 << 60)
+    return share(self, step_batch, *rest)
+StepRunner._share = share_or_no_memory
+"""
 KILLED_BEFORE_THE_NEXT_STEP = """
 import os, signal
 from ocpgem.train.loop import TrainingLoop
@@ -165,6 +175,21 @@ def test_a_kill_while_the_only_checkpoint_is_replaced_loses_nothing(tmp_path: Pa
     assert records(run) == records(whole)
     assert same_state(run, whole, 8)
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"4", "8", "latest"}
+
+
+@pytest.mark.slow  # two runs of the command line
+def test_what_is_advised_where_a_single_system_does_not_fit_lets_the_run_go_on(tmp_path: Path) -> None:
+    train, _ = write_tiny_data(tmp_path)
+    config = write_settings(tmp_path / "config.yml", tiny_settings(train))
+    run = tmp_path / "run"
+    stopped = run_patched(OUT_OF_MEMORY_IN_STEP_5, "train", config, "--run-dir", run)
+    assert stopped.returncode == 1
+    assert "ran out of memory with a micro-batch of 1 systems" in stopped.stderr
+    assert "activation_checkpointing=true" in stopped.stderr
+    assert "max_edges" not in stopped.stderr, "the loader refuses a limit below a single system"
+    done = run_main("train", config, "activation_checkpointing=true", "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert "(step 4)" in done.stdout
 
 
 @pytest.mark.slow  # two runs of the command line
