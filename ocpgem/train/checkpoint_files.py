@@ -92,6 +92,14 @@ class CheckpointFolder:
         named = self.named()
         return sorted(folders, key=lambda folder: step_name(folder) == named, reverse=True)
 
+    def restored(self, folder: Path) -> Path:
+        """A checkpoint of `candidates` under the name of its step, which one that was moved aside gets back."""
+        own = self.path / step_name(folder)
+        if folder != own:
+            folder.replace(own)
+            _flush_folder(self.path)
+        return own
+
     def named(self) -> str:
         """The step that the pointer names; empty if there is no pointer."""
         try:

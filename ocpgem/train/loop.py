@@ -123,6 +123,9 @@ class TrainingLoop:
     def _train(self) -> None:
         state = self._state
         settings = self._config.model_dump(mode="json")
+        if state.pending_validation is not None and group.is_main():  # a kill may have followed its end
+            with self._disk.guarded("the metrics"):
+                self._parts.run.forget_validation_of(state.step)
         group.on_main(lambda: self._callbacks.start(self._parts.run.path, state.step, settings))
         if state.pending_validation is not None:
             self._validate(state.pending_validation)
@@ -226,14 +229,13 @@ class TrainingLoop:
     def _score(self, epoch: float) -> None:
         parts, state = self._parts, self._state
         effort = dataclasses.replace(parts.effort, progress=self._progress.display)
-        scored: dict[str, dict[str, float]] = {}
+        scored: dict[str, tuple[dict[str, float], ParitySample]] = {}
         with parts.ema.applied() as potential:
             for index, (split, dataset) in enumerate(parts.val_sets.items()):
                 sample = ParitySample(len(dataset), self._config.validation.parity_systems)
                 metrics = evaluate(potential, dataset, effort, f"validating {split}", sample.take)
-                scored[split] = metrics
+                scored[split] = metrics, sample
                 state.seconds = time.monotonic() - self._clock
-                self._draw(split, sample)
                 forces = f"  force MAE {metrics['forces_mae']:.4f} eV/A" if "forces_mae" in metrics else ""
                 self._progress.message(
                     f"step {state.step}  {split}: energy MAE {metrics['energy_mae']:.4f} eV{forces}"
@@ -241,11 +243,12 @@ class TrainingLoop:
                 if index == 0:
                     self._keep_if_best(potential, metrics)
         # What a signal cuts short is done again as a whole; so it counts, and is recorded, only as a whole.
-        for split, metrics in scored.items():
+        for split, (metrics, sample) in scored.items():
+            self._metrics[split] = metrics
             self._record("val", metrics, split=split, epoch=epoch)
-        self._metrics |= scored
+            self._draw(split, sample)
         if scored:
-            self._fall_on_plateau(next(iter(scored.values())))
+            self._fall_on_plateau(next(iter(scored.values()))[0])
 
     def _fall_on_plateau(self, metrics: dict[str, float]) -> None:
         """Take the first validation set into account in a learning rate that depends on it."""

@@ -320,6 +320,7 @@ def _prepare_on_main(
         try:
             found, complaints = checkpoints.find()
             run.prepare(config, {"ranks": group.world_size(), "device": device.type})
+            found = checkpoints.take(found)
             run.open_log()
             for sentence in complaints:
                 log.warning("%s", sentence)

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -58,6 +58,8 @@ With another number of `steps`, a schedule that depends on it (cosine) is that o
 as if the run had been planned so from its beginning, and so is the learning rate with another `optim.lr`; the run says
 how it changes.
 """
+_FOR_STEPS_LEFT = {"optim.lr"}
+"""What may not change where no step is left that it could hold for: `config.yaml` would tell of a run never done."""
 _CANNOT_LOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """What file systems say that know no locks, as Lustre without `-o flock`."""
 _PACKAGES = ("torch", "torch-geometric", "torch-scatter", "deepspeed", "lmdb", "numpy")
@@ -120,7 +122,8 @@ class RunDirectory:
                 raise RequestError(f"{self.path} is not empty and holds no run; choose another --run-dir")
             return False
         previous = parse_config(config_file.read_text(), TrainConfig, str(config_file))
-        differing = _differing_keys(previous.model_dump(), config.model_dump())
+        changeable = CHANGEABLE if self._has_steps_left(config.steps) else CHANGEABLE - _FOR_STEPS_LEFT
+        differing = _differing_keys(previous.model_dump(), config.model_dump(), changeable)
         if differing and self._has_results():
             raise RequestError(
                 f"{self.path} holds a run with another configuration ({', '.join(differing)} differ); "
@@ -165,6 +168,10 @@ class RunDirectory:
         files = CheckpointFolder(self.checkpoints)
         return bool(files.candidates() or files.named()) or self.best.exists()
 
+    def _has_steps_left(self, n_steps: int) -> bool:
+        newest = CheckpointFolder(self.checkpoints).named()
+        return not newest.isdecimal() or int(newest) < n_steps
+
     def _begin_anew(self) -> None:
         for name in ("preparation.json", "checked.json", "skipped.jsonl", "costs.json"):
             (self.path / name).unlink(missing_ok=True)
@@ -181,10 +188,18 @@ class RunDirectory:
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop metrics of steps that a resumed run will do again."""
+        self._keep_metrics(lambda record: record["step"] <= step)
+
+    def forget_validation_of(self, step: int) -> None:
+        """Drop what a validation that a resumed run will do again has recorded."""
+        self._keep_metrics(lambda record: record["kind"] != "val" or record["step"] != step)
+
+    def _keep_metrics(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Leave only records that are wanted and complete."""
         if not self.metrics_file.is_file():
             return
         lines = self.metrics_file.read_text().splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+        kept = [line for line in lines if line.endswith("}") and wanted(json.loads(line))]
         write_text(self.metrics_file, "".join(line + "\n" for line in kept))
 
 
@@ -223,7 +238,7 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _differing_keys(previous: dict[str, Any], current: dict[str, Any]) -> list[str]:
+def _differing_keys(previous: dict[str, Any], current: dict[str, Any], changeable: set[str]) -> list[str]:
     found = []
     for key, value in current.items():
         if previous.get(key) == value:
@@ -232,4 +247,4 @@ def _differing_keys(previous: dict[str, Any], current: dict[str, Any]) -> list[s
             found += [f"{key}.{name}" for name in value if previous[key].get(name) != value[name]]
         else:
             found.append(key)
-    return [name for name in found if name not in CHANGEABLE]
+    return [name for name in found if name not in changeable]

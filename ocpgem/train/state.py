@@ -92,6 +92,12 @@ class Checkpoints:
             )
         return None, []
 
+    def take(self, found: Path | None) -> Path | None:
+        """What `find` has found, under its own name where a kill left it aside. Only rank 0, in a folder of its own."""
+        if found is not None:
+            found = self._last_good = self._files.restored(found)
+        return found
+
     def load(self, folder: Path, engine: Engine, ema: ExponentialMovingAverage) -> TrainState:
         """Restore engine, moving average and random numbers; every rank calls it.
 

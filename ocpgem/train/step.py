@@ -129,7 +129,9 @@ class StepRunner:
         if not all(report.divisible for report in reports):
             self._note(step_batch, "stop", reports)
             raise TrainingError(
-                f"{where}; it cannot be split further, so set data.max_edges below that, or use a smaller model"
+                f"{where}; it cannot be split further, so start the same command again with "
+                "activation_checkpointing=true or, on more ranks, with parallel.graph to go on from the last "
+                "checkpoint, or use a smaller model"
             )
         self._note(step_batch, f"split into {n_parts} and done again", reports)
         self._say(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ocpgem.errors import REQUEUE
+from tests.distributed.states import same_state
 from tests.tiny_runs import ROOT, clean_environment, run_main, tiny_settings, write_settings, write_tiny_data
 
 KILLED_WHILE_WRITING = """
@@ -28,6 +29,40 @@ def evaluate_or_stop(potential, dataset, effort, label, take):
             os.kill(os.getpid(), signal.SIGUSR1)
     return evaluate(potential, dataset, effort, label, take)
 loop.evaluate = evaluate_or_stop
+"""
+SIGNALLED_IN_VALIDATION = """
+import os, signal
+import ocpgem.train.loop as loop
+evaluate = loop.evaluate
+def signalled(*arguments):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return evaluate(*arguments)
+loop.evaluate = signalled
+"""
+KILLED_BETWEEN_RENAMES = (
+    SIGNALLED_IN_VALIDATION
+    + """
+from pathlib import Path
+replace = Path.replace
+Path.replace = lambda own, target: (
+    os.kill(os.getpid(), signal.SIGKILL) if target.name.isdecimal() else replace(own, target)
+)
+"""
+)
+OUT_OF_MEMORY_IN_STEP_5 = """
+import torch
+from ocpgem.train.step import StepRunner
+share = StepRunner._share
+def share_or_no_memory(self, step_batch, *rest):
+    if step_batch.step == 4:
+        torch.empty(1 << 60)
+    return share(self, step_batch, *rest)
+StepRunner._share = share_or_no_memory
+"""
+KILLED_BEFORE_THE_NEXT_STEP = """
+import os, signal
+from ocpgem.train.loop import TrainingLoop
+TrainingLoop._take_steps = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -80,7 +115,7 @@ def test_fine_tuning_that_was_killed_in_its_first_checkpoint_starts_from_its_sou
     assert records(tmp_path / "run") == records(tmp_path / "whole")
 
 
-@pytest.mark.slow  # three runs of the command line
+@pytest.mark.slow  # four runs of the command line
 def test_a_validation_that_a_signal_cut_short_counts_once(tmp_path: Path) -> None:
     train, val = write_tiny_data(tmp_path)
     settings = tiny_settings(
@@ -101,11 +136,60 @@ def test_a_validation_that_a_signal_cut_short_counts_once(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     cut = run_patched(SIGNALLED_IN_SECOND_SET, "train", config, "--run-dir", tmp_path / "run")
     assert cut.returncode == REQUEUE, cut.stderr
+    # A kill after the validation was done again makes it be done once more.
+    killed = run_patched(KILLED_BEFORE_THE_NEXT_STEP, "train", config, "--run-dir", tmp_path / "run")
+    assert killed.returncode == -signal.SIGKILL
+    assert records(tmp_path / "run")[-1]["kind"] == "val"
     done = run_main("train", config, "--run-dir", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     assert records(tmp_path / "run") == records(tmp_path / "whole")
     rates = [record["lr"] for record in records(tmp_path / "run") if record["kind"] == "train"]
     assert len(set(rates)) > 1
+
+
+@pytest.mark.slow  # four runs of the command line
+def test_a_kill_while_the_only_checkpoint_is_replaced_loses_nothing(tmp_path: Path) -> None:
+    train, val = write_tiny_data(tmp_path)
+    settings = tiny_settings(
+        train,
+        val,
+        steps=8,
+        log_every_steps=1,
+        validation={"every_steps": 4},
+        checkpoint={"every_steps": 6, "keep": 1, "keep_best": False, "keep_every_steps": 4},
+    )
+    config = write_settings(tmp_path / "config.yml", settings)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    for path, patch, code in (
+        (whole, "", 0),
+        (run, SIGNALLED_IN_VALIDATION, REQUEUE),
+        (run, KILLED_BETWEEN_RENAMES, -signal.SIGKILL),
+    ):
+        done = run_patched(patch, "train", config, "--run-dir", path)
+        assert done.returncode == code, done.stderr
+    left = {path.name for path in (run / "checkpoints").iterdir()}
+    assert left == {"4.partial", "4.replaced.partial", "latest"}
+    done = run_main("train", config, "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {run}/checkpoints/4 (step 4)" in done.stdout
+    assert records(run) == records(whole)
+    assert same_state(run, whole, 8)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"4", "8", "latest"}
+
+
+@pytest.mark.slow  # two runs of the command line
+def test_what_is_advised_where_a_single_system_does_not_fit_lets_the_run_go_on(tmp_path: Path) -> None:
+    train, _ = write_tiny_data(tmp_path)
+    config = write_settings(tmp_path / "config.yml", tiny_settings(train))
+    run = tmp_path / "run"
+    stopped = run_patched(OUT_OF_MEMORY_IN_STEP_5, "train", config, "--run-dir", run)
+    assert stopped.returncode == 1
+    assert "ran out of memory with a micro-batch of 1 systems" in stopped.stderr
+    assert "activation_checkpointing=true" in stopped.stderr
+    assert "max_edges" not in stopped.stderr, "the loader refuses a limit below a single system"
+    done = run_main("train", config, "activation_checkpointing=true", "--run-dir", run)
+    assert done.returncode == 0, done.stderr
+    assert "(step 4)" in done.stdout
 
 
 @pytest.mark.slow  # two runs of the command line

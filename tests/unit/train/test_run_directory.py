@@ -66,6 +66,13 @@ def test_what_nothing_computed_depends_on_may_change(run: RunDirectory) -> None:
     assert load_config(run.path / "config.yaml", [], TrainConfig) == longer
 
 
+def test_a_run_that_has_no_step_left_takes_no_other_learning_rate(run: RunDirectory) -> None:
+    (run.checkpoints / "latest").write_text("6")
+    with pytest.raises(RequestError, match=r"\(optim\.lr differ\)"):
+        run.prepare(tiny_config(optim={"lr": 1e-5}), {})
+    run.prepare(tiny_config(steps=7, optim={"lr": 1e-5}), {})
+
+
 def test_a_run_without_any_result_begins_anew_with_another_configuration(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.prepare(tiny_config(), {})
@@ -139,6 +146,14 @@ def test_metrics_of_steps_that_are_done_again_are_forgotten(run: RunDirectory) -
     run.forget_metrics_after(0)
     assert run.metrics_file.read_text() == ""
     assert "metrics.jsonl.partial" not in listing(run.path)
+
+
+def test_only_the_records_of_a_validation_that_is_done_again_are_forgotten(run: RunDirectory) -> None:
+    kept = [{"kind": kind, "step": step} for kind, step in (("train", 2), ("val", 2), ("train", 4))]
+    records = [*kept, {"kind": "val", "step": 4, "split": "a"}, {"kind": "val", "step": 4, "split": "b"}]
+    run.metrics_file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    run.forget_validation_of(4)
+    assert [json.loads(line) for line in run.metrics_file.read_text().splitlines()] == kept
 
 
 @pytest.fixture

@@ -240,6 +240,9 @@ def test_a_kill_while_a_checkpoint_is_replaced_leaves_one_to_go_on_from(
     found, complaints = checkpoints.find()
     assert complaints == []
     assert found is not None
+    found = checkpoints.take(found)
+    assert found == checkpoints.last_good == checkpoints.folder / "4"
+    assert checkpoints.find() == (found, [])
     assert Run().restored_step(checkpoints, found) == 4
     again = write(checkpoints, run, TrainState(4))
     assert checkpoints.find() == (again, [])
