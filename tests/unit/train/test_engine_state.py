@@ -1,7 +1,5 @@
 """An optimiser after its state was restored: it holds what it would have made itself, where it needs it."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -9,23 +7,13 @@ from ocpgem.data.batch import collate
 from ocpgem.errors import CheckpointError
 from ocpgem.graph.topology import build_topology
 from ocpgem.models.potential import Normalization, Potential
-from ocpgem.parallel import group
 from ocpgem.train.config import OptimSection
 from ocpgem.train.engine import Engine
 from ocpgem.train.engine_state import OptimizerState, restore
 from ocpgem.train.parallel_section import ParallelSection
 from tests.tiny_runs import random_systems, tiny_config
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _process_group() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in group.RANK_VARIABLES:
-            patch.setenv(name, "")  # remembered, so that what the group sets is taken back
-            patch.delenv(name)
-        group.init_from_environment("cpu")
-        yield
-        group.shutdown()
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 def engine_of(stage: int) -> Engine:

@@ -8,84 +8,21 @@ import resource
 import shutil
 import subprocess
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ocpgem.checkpoint import load_potential
-from ocpgem.data.dataset import InMemoryDataset
-from ocpgem.data.loader import Recipe, TrainLoader
 from ocpgem.errors import CheckpointError
-from ocpgem.models.potential import Normalization, Potential
-from ocpgem.parallel import group
 from ocpgem.train.checkpoint_files import Retention
-from ocpgem.train.config import LossSection, OptimSection
-from ocpgem.train.ema import ExponentialMovingAverage
-from ocpgem.train.engine import Engine
-from ocpgem.train.loss import GlobalCounts, loss_share
-from ocpgem.train.parallel_section import ParallelSection
 from ocpgem.train.random_state import random_state, set_random_state
-from ocpgem.train.scale_fitting import scale_factors
 from ocpgem.train.state import STATE_FILE, Checkpoints, TrainState
-from tests.tiny_runs import random_systems, tiny_config
+from tests.unit.train.engine_run import Run, same
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _process_group() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            patch.setenv(name, "")  # remembered, so that what the group sets is taken back
-            patch.delenv(name)
-        group.init_from_environment("cpu")
-        yield
-        group.shutdown()
-
-
-class Run:
-    """An engine and a moving average that have done some steps."""
-
-    def __init__(
-        self, seed: int = 0, stage: int = 1, exchange: dict[str, Any] | None = None, **model: Any
-    ) -> None:
-        torch.manual_seed(seed)
-        self.potential = Potential(tiny_config(model=model).model, Normalization(energy_mean=-3.0))
-        for number, scale in enumerate(scale_factors(self.potential).values()):
-            scale.set(1 + 0.1 * number)
-        self.engine = Engine(
-            self.potential,
-            OptimSection(lr=1e-2),
-            ParallelSection.model_validate({"zero_stage": stage} | (exchange or {})),
-            torch.device("cpu"),
-        )
-        self.ema = ExponentialMovingAverage(self.potential, 0.9)
-
-    def train(self, first: int, last: int) -> None:
-        dataset = InMemoryDataset(list(random_systems(6)))
-        steps = TrainLoader(Recipe(dataset, self.potential.graph_spec), 3, seed=0).steps(first)
-        for step in range(first, last):
-            step_batch = next(steps)
-            (batch, topology), *_ = step_batch.micro_batches
-            counts = GlobalCounts(step_batch.n_systems_global, step_batch.n_free_atoms_global)
-            predictions = self.engine.forward(batch, topology)
-            loss = loss_share(predictions, batch, LossSection(), self.potential.normalization, counts)
-            self.engine.backward(loss, last=True)
-            self.engine.step(1e-2)
-            self.ema.update(step + 1)
-
-    def restored_step(self, checkpoints: Checkpoints, folder: Path) -> int:
-        return checkpoints.load(folder, self.engine, self.ema).step
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return {name: value.clone() for name, value in self.potential.state_dict().items()}
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return set(one) == set(other) and all(torch.equal(one[key], other[key]) for key in one)
+pytestmark = pytest.mark.usefixtures("process_group")
 
 
 @pytest.fixture(scope="module")
@@ -438,86 +375,3 @@ def test_a_file_cut_short_by_a_limit_is_no_checkpoint(tmp_path: Path, run: Run) 
         assert "(File too large); the last good one is" in str(checkpoints.problem())
         assert checkpoints.find() == (good, [])
         assert kept(checkpoints) == {"2", "latest"}
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_a_gradient_that_is_not_finite_is_noticed_before_the_update_and_can_be_forgotten(stage: int) -> None:
-    run, other = Run(stage=stage), Run(stage=stage)
-    batch, topology = next(
-        TrainLoader(
-            Recipe(InMemoryDataset(list(random_systems(2))), run.potential.graph_spec), 2, seed=0
-        ).steps()
-    ).micro_batches[0]
-    energy = run.engine.forward(batch, topology).energy.sum()
-    share = torch.sqrt(energy * 0)  # finite, unlike its gradient
-    assert torch.isfinite(share)
-    run.engine.backward(share, last=True)
-    assert not run.engine.gradient_is_finite()
-    run.engine.discard()
-    assert run.engine.gradient_is_finite()
-    run.train(0, 2)
-    other.train(0, 2)
-    assert same(run.weights(), other.weights())
-
-
-def test_bf16_reaches_the_dense_layers_inside_the_engine_and_only_in_training(run: Run) -> None:
-    found = []
-    dense = run.potential.model.blocks[0].dense
-    handle = dense.register_forward_hook(lambda module, inputs, output: found.append(output.dtype))
-    dataset = InMemoryDataset(list(random_systems(2)))
-    (batch, topology), *_ = next(
-        TrainLoader(Recipe(dataset, run.potential.graph_spec), 2, seed=0).steps()
-    ).micro_batches
-    run.potential.train_in_bf16 = True
-    try:
-        predicted = run.engine.forward(batch, topology)
-        run.potential.eval()(batch, topology)
-    finally:
-        run.potential.train_in_bf16 = False
-        run.potential.train()
-        handle.remove()
-    assert found == [torch.bfloat16, torch.float32]
-    assert (predicted.energy.dtype, predicted.forces.dtype) == (torch.float64, torch.float32)
-
-
-class Operations(TorchDispatchMode):
-    """Counts operations by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        self.calls[func._schema.name.removeprefix("aten::")] += 1  # type: ignore[attr-defined]
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_weights_are_updated_by_fused_kernels_and_averaged_in_one_call(stage: int) -> None:
-    run = Run(stage=stage)
-    with Operations() as operations:
-        run.train(0, 1)
-    assert operations.calls["_fused_adamw_"] >= 1
-    assert operations.calls["_foreach_lerp_"] == 1
-    assert not {"addcdiv_", "_foreach_addcdiv_", "lerp_"} & set(operations.calls)
-
-
-@pytest.mark.parametrize("stage", [1, 2])
-@pytest.mark.parametrize("overlap", [False, True])
-def test_bucket_and_overlap_reach_deepspeed(stage: int, overlap: bool) -> None:
-    engine = Run(stage=stage, exchange={"reduce_bucket": 123, "overlap": overlap}).engine
-    assert engine._engine.zero_reduce_bucket_size() == engine._zero.reduce_bucket_size == 123
-    assert engine._engine.zero_overlap_comm() is engine._zero.overlap_comm is overlap
-    assert engine.sends_at_once is overlap
-    assert engine.local_first is not overlap
-
-
-def test_a_bucket_is_not_larger_than_the_model() -> None:
-    engine = Run().engine
-    assert engine._zero.reduce_bucket_size == sum(p.numel() for p in engine.potential.parameters())
