@@ -46,7 +46,10 @@ class AseLmdb(ShardedDataset["_Shard"]):
         files = ase_lmdb_files(path)
         if not files:
             raise RequestError(f"{path} holds no {SUFFIX} file")
-        super().__init__(path, files, [len(_Shard(file)) for file in files])
+        counts = [len(_Shard(file)) for file in files]
+        if not any(counts):
+            raise DataError(f"{path} holds no rows")
+        super().__init__(path, files, counts)
 
     def _open(self, file: Path) -> _Shard:
         return _Shard(file)
@@ -99,9 +102,7 @@ class _Shard:
         gone = {number for number in deleted if type(number) is int}
         rows = range(1, following)
         self._rows = [number for number in rows if number not in gone] if gone else rows
-        if not len(self._rows):
-            raise DataError(f"{path} holds no rows")
-        if self._file.get(b"%d" % self._rows[-1]) is None:
+        if len(self._rows) and self._file.get(b"%d" % self._rows[-1]) is None:
             raise DataError(
                 f"{path} says that it has {len(self._rows)} rows, but row {self._rows[-1]} is missing; copy or make "
                 "it anew"

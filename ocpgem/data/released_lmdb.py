@@ -64,7 +64,10 @@ class ReleasedLmdb(ShardedDataset["_Shard"]):
         files = shard_files(path)
         if not files:
             raise RequestError(f"{path} holds no .lmdb file")
-        super().__init__(path, files, [len(_Shard(file)) for file in files])
+        counts = [len(_Shard(file)) for file in files]
+        if not any(counts):
+            raise DataError(f"{path} holds no records")
+        super().__init__(path, files, counts)
 
     def _open(self, file: Path) -> _Shard:
         return _Shard(file)
@@ -160,7 +163,7 @@ def read_pickled_list(path: Path) -> list[tuple[Fields, str]]:
 
 
 class _Shard:
-    """One released LMDB and the keys of its records."""
+    """One released LMDB and the keys of its records; there may be none, as in some shards of a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -168,7 +171,9 @@ class _Shard:
         length = self._file.get(LENGTH_KEY)
         self._keys = _keys_by_count(self._file) if length is None else range(self._length(length))
         if not len(self._keys):
-            raise DataError(f"{path} holds no records")
+            if length is None and next(self._file.iter_keys(), None) is not None:
+                raise DataError(f"{path} holds no records but other keys; it is an LMDB of another kind")
+            return  # a converter's process that had nothing to do
         first = self._file.get(b"%d" % self._keys[0])
         if first is None or not first.startswith(_PICKLE_START):
             fault = "is missing" if first is None else "is not a pickle of protocol 2 or later"
