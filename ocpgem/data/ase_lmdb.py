@@ -22,7 +22,7 @@ from ocpgem.data.lmdb_file import open_lmdb
 from ocpgem.data.released_lmdb import Fields, sizes_by_reading, system_of
 from ocpgem.data.sharded import ShardedDataset, existing
 from ocpgem.data.sizes import SizeTable
-from ocpgem.data.system import System
+from ocpgem.data.system import System, whole_number
 from ocpgem.errors import DataError, RequestError, one_line
 
 SUFFIX = ".aselmdb"
@@ -192,10 +192,11 @@ def _array(numbers: list[Any], where: str) -> NDArray[Any]:
 
 
 def _number(value: Any) -> int | None:
-    """The number of a system or frame, also if written as text such as `random12`; None where it is none."""
-    if type(value) is str and (match := re.fullmatch(r"[A-Za-z]*(\d{1,18})", value, re.ASCII)):
-        return int(match[1])
-    return value if type(value) is int and abs(value) < 2**63 else None
+    """The number of a system or frame in any form that `whole_number` reads; None where it is none."""
+    try:
+        return whole_number(value)
+    except ValueError:
+        return None
 
 
 def _constraints(stored: Any, species: Any, where: str) -> tuple[NDArray[np.bool_] | None, bool]:

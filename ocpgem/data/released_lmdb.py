@@ -23,7 +23,7 @@ from ocpgem.data.pickled_arrays import PlainObject, load_plain
 from ocpgem.data.safe_pickle import shown
 from ocpgem.data.sharded import ShardedDataset, existing
 from ocpgem.data.sizes import NO_SIZE, SizeTable, size_row, size_table
-from ocpgem.data.system import System, to_uint8
+from ocpgem.data.system import System, to_uint8, whole_number
 from ocpgem.data.workers import Counter, run_jobs
 from ocpgem.errors import DataError, RequestError
 
@@ -306,15 +306,11 @@ class _Record:
         return next((self.number(key) for key in keys if key in self._fields), None)
 
     def whole(self, key: str, default: int) -> int:
-        """A whole number, also if it is written as text such as `random12`."""
-        value = self._fields.get(key, default)
-        if _is_array(value) and value.size == 1:
-            value = value.reshape(()).item()
-        if isinstance(value, str) and (match := re.fullmatch(r"[A-Za-z]*(\d{1,18})", value, re.ASCII)):
-            value = int(match[1])
-        if type(value) not in (int, float) or not abs(value) < 2**63 or value != int(value):
-            raise DataError(f"{self._where}: {key} should be a whole number")
-        return int(value)
+        """A whole number in any form that `whole_number` reads."""
+        try:
+            return whole_number(self._fields.get(key, default))
+        except ValueError:
+            raise DataError(f"{self._where}: {key} should be a whole number") from None
 
 
 def _is_array(value: Any) -> bool:
