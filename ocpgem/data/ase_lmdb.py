@@ -22,7 +22,7 @@ from ocpgem.data.lmdb_file import open_lmdb
 from ocpgem.data.released_lmdb import Fields, sizes_by_reading, system_of
 from ocpgem.data.sharded import ShardedDataset, existing
 from ocpgem.data.sizes import SizeTable
-from ocpgem.data.system import System
+from ocpgem.data.system import System, whole_number
 from ocpgem.errors import DataError, RequestError, one_line
 
 SUFFIX = ".aselmdb"
@@ -46,7 +46,10 @@ class AseLmdb(ShardedDataset["_Shard"]):
         files = ase_lmdb_files(path)
         if not files:
             raise RequestError(f"{path} holds no {SUFFIX} file")
-        super().__init__(path, files, [len(_Shard(file)) for file in files])
+        counts = [len(_Shard(file)) for file in files]
+        if not any(counts):
+            raise DataError(f"{path} holds no rows")
+        super().__init__(path, files, counts)
 
     def _open(self, file: Path) -> _Shard:
         return _Shard(file)
@@ -99,9 +102,7 @@ class _Shard:
         gone = {number for number in deleted if type(number) is int}
         rows = range(1, following)
         self._rows = [number for number in rows if number not in gone] if gone else rows
-        if not len(self._rows):
-            raise DataError(f"{path} holds no rows")
-        if self._file.get(b"%d" % self._rows[-1]) is None:
+        if len(self._rows) and self._file.get(b"%d" % self._rows[-1]) is None:
             raise DataError(
                 f"{path} says that it has {len(self._rows)} rows, but row {self._rows[-1]} is missing; copy or make "
                 "it anew"
@@ -191,10 +192,11 @@ def _array(numbers: list[Any], where: str) -> NDArray[Any]:
 
 
 def _number(value: Any) -> int | None:
-    """The number of a system or frame, also if written as text such as `random12`; None where it is none."""
-    if type(value) is str and (match := re.fullmatch(r"[A-Za-z]*(\d{1,18})", value, re.ASCII)):
-        return int(match[1])
-    return value if type(value) is int and abs(value) < 2**63 else None
+    """The number of a system or frame in any form that `whole_number` reads; None where it is none."""
+    try:
+        return whole_number(value)
+    except ValueError:
+        return None
 
 
 def _constraints(stored: Any, species: Any, where: str) -> tuple[NDArray[np.bool_] | None, bool]:

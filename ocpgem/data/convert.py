@@ -35,6 +35,7 @@ from ocpgem.data.lmdb_store import (
     write_atomically,
 )
 from ocpgem.data.numbering import ROWS, number_records
+from ocpgem.data.raw_oc20 import chunk_of
 from ocpgem.data.screening import MISSING_ENERGY, MISSING_FORCES, Limits, TagRule, Tally, edges_or_fault
 from ocpgem.data.selection import Selection, write_selection
 from ocpgem.data.sources import (
@@ -49,7 +50,7 @@ from ocpgem.data.sources import (
 )
 from ocpgem.data.units import EnergyUnit, parse_unit
 from ocpgem.data.workers import Counter, available_cores, check_workers, run_jobs
-from ocpgem.errors import DataError, OcpgemError
+from ocpgem.errors import DataError, OcpgemError, RequestError
 
 PARTS = ".parts"
 MOST_PARTS = 128
@@ -174,7 +175,7 @@ def convert_files(
         "kind": "files",
         "files": [[str(file), file.stat().st_size] for file in files],
         "options": asdict(options),
-    }
+    } | _label_files(files)
     reused = 0
     with only_writer(out):
         if not is_complete(out, plan):
@@ -191,10 +192,19 @@ def convert_files(
     return _conversion(out, reused, time.monotonic() - started)
 
 
+def _label_files(files: list[Path]) -> dict[str, Any]:
+    """What a plan says of the txt files of raw OC20 chunks; nothing where there are none."""
+    labels = [chunk.labels for file in files if (chunk := chunk_of(file)) is not None]
+    return {"labels": [[str(file), file.stat().st_size] for file in labels]} if labels else {}
+
+
 def _unit_of(file: Path, options: Options) -> EnergyUnit | None:
     """The unit of a file; None for a damaged one, which is left to the reading."""
     if options.units is not None:
-        return EnergyUnit(parse_unit(options.units, "--units"), "as --units says")
+        unit = EnergyUnit(parse_unit(options.units, "--units"), "as --units says")
+        if unit.in_ev != 1.0 and chunk_of(file) is not None:
+            raise RequestError(f"{file} is a chunk of a raw OC20 archive, which is in eV; leave out --units")
+        return unit
     try:
         return energy_unit(file)
     except DataError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from ocpgem.data.ase_files import UnknownKindError, read_atoms
 from ocpgem.data.ase_lmdb import SUFFIX, AseLmdb, ase_lmdb_files
 from ocpgem.data.dataset import Dataset, InMemoryDataset, Subset
 from ocpgem.data.lmdb_store import METADATA_FILE, LmdbDataset
+from ocpgem.data.raw_oc20 import chunk_of, read_chunk
 from ocpgem.data.released_lmdb import PICKLED_LISTS, ReleasedLmdb, is_released, read_pickled_list, system_of
 from ocpgem.data.system import System, system_from_atoms
 from ocpgem.errors import RequestError
@@ -19,7 +21,7 @@ def open_dataset(path: str | Path, limit: int | None = None) -> Dataset:
     """The data set at `path`, its first `limit` systems if given.
 
     Folders, `.lmdb` and `.aselmdb` files are read lazily; pickled lists of PyG objects (.pkl, .pt) and whatever ASE
-    reads are read into memory. Nothing in a file is ever run.
+    reads are read into memory, a chunk of a raw OC20 archive with its txt file. Nothing in a file is ever run.
     Raises RequestError for a path where no data set is, a file of a kind that is not read, or a limit below 1,
     DataError for content that cannot be used.
     """
@@ -31,7 +33,7 @@ def open_dataset(path: str | Path, limit: int | None = None) -> Dataset:
     if not path.is_dir() and path.suffix not in (".lmdb", SUFFIX):
         if path.suffix == ".npz":
             raise RequestError(f"{path} is an archive; convert it first: data convert {path} --out FOLDER")
-        read = _read_pickles if path.suffix in PICKLED_LISTS else _read_with_ase
+        read = _read_pickles if path.suffix in PICKLED_LISTS else _read_structures
         try:
             return InMemoryDataset(read(path, limit), path)
         except UnknownKindError as error:
@@ -53,7 +55,10 @@ def _read_pickles(path: Path, limit: int | None) -> list[System]:
     return [system_of(fields, where, default_sid=number) for number, (fields, where) in enumerate(records)]
 
 
-def _read_with_ase(path: Path, limit: int | None) -> list[System]:
+def _read_structures(path: Path, limit: int | None) -> list[System]:
+    chunk = chunk_of(path)
+    if chunk is not None:
+        return list(islice(read_chunk(chunk), limit))
     return [
         system_from_atoms(atoms, sid=number, source=f"{path}, record {number}")
         for number, atoms in enumerate(read_atoms(path, limit))

@@ -32,6 +32,7 @@ from ocpgem.errors import DataError, RequestError
 
 MOST_SHARDS = 128
 
+_CHUNK = re.compile(r"(\d+)\.extxyz(?:\.xz)?", re.ASCII)
 _LABEL = re.compile(r"(?:random)?(\d+),(?:frame)?(\d+)(?:,\s*(\S+))?\s*")
 
 
@@ -102,11 +103,10 @@ def find_chunks(source: Path, numbers: list[int] | None = None) -> list[Chunk]:
         name = frames.name.split(".extxyz")[0]
         if name in found:
             raise RequestError(f"{source} has two files for chunk {name}: {found[name].frames} and {frames}")
-        labels = [frames.with_name(f"{name}.txt{end}") for end in (".xz", "")]
-        present = [path for path in labels if path.exists()]
-        if not present:
-            raise DataError(f"{frames} has no {labels[0].name} beside it; download the archive again")
-        found[name] = Chunk(name, frames, present[0])
+        labels = _labels_beside(frames, name)
+        if labels is None:
+            raise DataError(f"{frames} has no {name}.txt.xz beside it; download the archive again")
+        found[name] = Chunk(name, frames, labels)
     if not found:
         raise RequestError(f"{source} holds no .extxyz.xz files")
     if numbers is not None:
@@ -115,6 +115,16 @@ def find_chunks(source: Path, numbers: list[int] | None = None) -> list[Chunk]:
             raise RequestError(f"{source} has no chunk {', '.join(absent)}; it has {', '.join(found)}")
         found = {str(number): found[str(number)] for number in numbers}
     return sorted(found.values(), key=lambda chunk: (len(chunk.name), chunk.name))
+
+
+def chunk_of(path: Path) -> Chunk | None:
+    """The chunk whose frames are in the file at `path`; None unless it is called N.extxyz[.xz] and N.txt[.xz] is there.
+
+    Such a file holds total energies and no numbers, so `read_chunk` and nothing else may read it.
+    """
+    match = _CHUNK.fullmatch(path.name)
+    labels = _labels_beside(path, match[1]) if match is not None else None
+    return None if match is None or labels is None else Chunk(match[1], path, labels)
 
 
 def read_labels(path: Path) -> list[tuple[int, int, float | None]]:
@@ -154,6 +164,12 @@ def read_chunk(chunk: Chunk) -> Iterator[System]:
             count += 1
     if count != len(labels):
         raise DataError(f"{chunk.frames} has {count} frames but {chunk.labels.name} has {len(labels)} lines")
+
+
+def _labels_beside(frames: Path, name: str) -> Path | None:
+    """The txt file of a chunk, packed or not."""
+    files = (frames.with_name(f"{name}.txt{end}") for end in (".xz", ""))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _label(system: System, reference: float | None, chunk: Chunk) -> float | None:

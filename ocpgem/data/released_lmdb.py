@@ -23,7 +23,7 @@ from ocpgem.data.pickled_arrays import PlainObject, load_plain
 from ocpgem.data.safe_pickle import shown
 from ocpgem.data.sharded import ShardedDataset, existing
 from ocpgem.data.sizes import NO_SIZE, SizeTable, size_row, size_table
-from ocpgem.data.system import System, to_uint8
+from ocpgem.data.system import System, to_uint8, whole_number
 from ocpgem.data.workers import Counter, run_jobs
 from ocpgem.errors import DataError, RequestError
 
@@ -64,7 +64,10 @@ class ReleasedLmdb(ShardedDataset["_Shard"]):
         files = shard_files(path)
         if not files:
             raise RequestError(f"{path} holds no .lmdb file")
-        super().__init__(path, files, [len(_Shard(file)) for file in files])
+        counts = [len(_Shard(file)) for file in files]
+        if not any(counts):
+            raise DataError(f"{path} holds no records")
+        super().__init__(path, files, counts)
 
     def _open(self, file: Path) -> _Shard:
         return _Shard(file)
@@ -160,7 +163,7 @@ def read_pickled_list(path: Path) -> list[tuple[Fields, str]]:
 
 
 class _Shard:
-    """One released LMDB and the keys of its records."""
+    """One released LMDB and the keys of its records; there may be none, as in some shards of a folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -168,7 +171,9 @@ class _Shard:
         length = self._file.get(LENGTH_KEY)
         self._keys = _keys_by_count(self._file) if length is None else range(self._length(length))
         if not len(self._keys):
-            raise DataError(f"{path} holds no records")
+            if length is None and next(self._file.iter_keys(), None) is not None:
+                raise DataError(f"{path} holds no records but other keys; it is an LMDB of another kind")
+            return  # a converter's process that had nothing to do
         first = self._file.get(b"%d" % self._keys[0])
         if first is None or not first.startswith(_PICKLE_START):
             fault = "is missing" if first is None else "is not a pickle of protocol 2 or later"
@@ -301,15 +306,11 @@ class _Record:
         return next((self.number(key) for key in keys if key in self._fields), None)
 
     def whole(self, key: str, default: int) -> int:
-        """A whole number, also if it is written as text such as `random12`."""
-        value = self._fields.get(key, default)
-        if _is_array(value) and value.size == 1:
-            value = value.reshape(()).item()
-        if isinstance(value, str) and (match := re.fullmatch(r"[A-Za-z]*(\d{1,18})", value, re.ASCII)):
-            value = int(match[1])
-        if type(value) not in (int, float) or not abs(value) < 2**63 or value != int(value):
-            raise DataError(f"{self._where}: {key} should be a whole number")
-        return int(value)
+        """A whole number in any form that `whole_number` reads."""
+        try:
+            return whole_number(self._fields.get(key, default))
+        except ValueError:
+            raise DataError(f"{self._where}: {key} should be a whole number") from None
 
 
 def _is_array(value: Any) -> bool:

@@ -16,6 +16,7 @@ from ocpgem.data.ase_files import read_atoms
 from ocpgem.data.ase_lmdb import SUFFIX, count_ase_lmdb, read_ase_lmdb
 from ocpgem.data.lmdb_store import METADATA_FILE
 from ocpgem.data.molecules import read_molecules
+from ocpgem.data.raw_oc20 import Chunk, chunk_of, read_chunk
 from ocpgem.data.released_lmdb import (
     PICKLED_LISTS,
     count_released,
@@ -32,6 +33,7 @@ FRAMES_PER_PIECE = 50_000
 MARGIN = 6.0
 """A on every side of the atoms in the box that a molecule without a cell gets."""
 
+RAW_OC20 = "raw OC20: labels are energies minus the references in the txt file, which also numbers the frames"
 SPECIAL_CONSTRAINT = "lost constraints other than FixAtoms"
 BOXED = f"got a cell of the atoms' extent and {MARGIN:g} A a side along axes that do not repeat and had none"
 
@@ -126,8 +128,7 @@ def is_raw_oc20(folder: Path) -> bool:
         return False
     for path in folder.rglob("*.extxyz*"):
         name, _, end = path.name.partition(".extxyz")
-        has_labels = any(path.with_name(f"{name}.txt{packed}").exists() for packed in ("", ".xz"))
-        if name.isdecimal() and (end == ".xz" or (end == "" and has_labels)):
+        if (name.isdecimal() and end == ".xz") or chunk_of(path) is not None:
             return True
     return False
 
@@ -144,6 +145,8 @@ def energy_unit(path: Path) -> EnergyUnit:
         return EnergyUnit("eV", "released LMDBs and pickles are so by convention", is_guess=True)
     if not _KINDS["extxyz"].fullmatch(path.name):
         return EnergyUnit("eV", "ASE's readers return it")
+    if chunk_of(path) is not None:
+        return EnergyUnit("eV", RAW_OC20)
     found = _unit_of_first_frames(path)
     if found is not None and found.name != "eV":
         raise RequestError(
@@ -175,7 +178,8 @@ def read_frames(piece: Piece) -> Iterator[Frame | Unfit | Unreadable]:
         return _released_frames(piece)
     if piece.path.suffix == SUFFIX:
         return _ase_lmdb_frames(piece)
-    return _ase_frames(piece)
+    chunk = chunk_of(piece.path)
+    return _ase_frames(piece) if chunk is None else _chunk_frames(piece, chunk)
 
 
 def give_missing_vectors(system: System) -> bool:
@@ -231,6 +235,11 @@ def _ase_frames(piece: Piece) -> Iterator[Frame | Unfit]:
         fid = system.fid if "fid" in atoms.info else None
         remarks = (SPECIAL_CONSTRAINT,) if special else ()
         yield Frame(record, system, sid, fid, remarks + _boxed(system))
+
+
+def _chunk_frames(piece: Piece, chunk: Chunk) -> Iterator[Frame]:
+    for record, system in enumerate(read_chunk(chunk)):
+        yield Frame(record, system, system.sid, system.fid, _boxed(system))
 
 
 def _released_frames(piece: Piece) -> Iterator[Frame | Unfit | Unreadable]:
@@ -318,7 +327,8 @@ def _files_below(folder: Path) -> tuple[list[Path], list[str]]:
     remarks: list[str] = []
     if kind == "VASP":
         files, remarks = _one_output_per_run(files)
-    ignored = [path for path in everything if not _KINDS[kind].fullmatch(path.name)]
+    labels = {chunk.labels for path in files if (chunk := chunk_of(path)) is not None}
+    ignored = [path for path in everything if not _KINDS[kind].fullmatch(path.name) and path not in labels]
     if ignored:
         remarks.append(
             f"passed over in {folder}: {len(ignored)} other files, the first is {ignored[0].relative_to(folder)}"

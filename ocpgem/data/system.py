@@ -5,6 +5,7 @@ This module needs numpy only, so that converting workers start in a fraction of 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ Float32 = NDArray[np.float32]
 
 MAX_ATOMIC_NUMBER = 100
 """The heaviest element a record may hold; a model's own table may end earlier."""
+
+_NUMBERED = re.compile(r"(-?\d{1,18})|[A-Za-z]+(\d{1,18})", re.ASCII)
 
 MIN_CELL_VOLUME = 1e-6
 """Volume in A^3 (area, length along fewer periodic axes) below which a periodic cell counts as degenerate."""
@@ -152,7 +155,7 @@ def system_from_atoms(atoms: Atoms, sid: int = 0, fid: int = 0, source: str = ""
     try:
         energy, forces = _labels(atoms)
         fixed = _fixed(atoms)
-        sid, fid = int(info.get("sid", sid)), int(info.get("fid", fid))
+        sid, fid = whole_number(info.get("sid", sid)), whole_number(info.get("fid", fid))
         relaxed_energy = None if relaxed_energy is None else float(relaxed_energy)
     except (TypeError, ValueError) as error:
         raise DataError(f"{source}: its sid, fid, labels or fixed atoms cannot be read ({error})") from None
@@ -172,6 +175,27 @@ def system_from_atoms(atoms: Atoms, sid: int = 0, fid: int = 0, source: str = ""
         pos_relaxed=None if relaxed_pos is None else np.asarray(relaxed_pos, dtype=np.float32),
         source=source,
     )
+
+
+def whole_number(value: Any) -> int:
+    """The number of a system or frame: a number, text such as `12` or `random12`, or a list or array of one of these.
+
+    Raises ValueError for anything else, and for what is not whole or beyond 64 bits.
+    """
+    number = value[0] if type(value) in (list, tuple) and len(value) == 1 else value
+    if isinstance(number, np.ndarray | np.generic) and number.size == 1:
+        number = number.reshape(()).item()
+    if isinstance(number, str) and (match := _NUMBERED.fullmatch(number)):
+        number = int(match[1] or match[2])
+    if type(number) not in (int, float) or not abs(number) < 2**63 or number != int(number):
+        plain = type(number) in (
+            int,
+            float,
+            bool,
+            str,
+        )  # the text of an array or object would run code of its kind
+        raise ValueError(f"{repr(number)[:40] if plain else type(number).__name__} is not a whole number")
+    return int(number)
 
 
 def to_uint8(values: NDArray[Any], what: str, where: str) -> NDArray[np.uint8]:

@@ -74,6 +74,16 @@ def test_a_folder_reads_in_order_and_in_workers(tmp_path: Path) -> None:
     assert np.array_equal(LmdbDataset(tmp_path / "own").sizes, dataset.sizes)
 
 
+def test_a_file_without_rows_is_none_of_a_folder(tmp_path: Path) -> None:
+    for number, n_rows in enumerate((0, 2, 0, 1)):
+        rows = [row_of(KEPT[0], data={"sid": number, "fid": fid}) for fid in range(n_rows)]
+        write_rows(tmp_path / f"data{number}.aselmdb", rows)
+    dataset = open_dataset(tmp_path)
+    assert [(system.sid, system.fid) for system in dataset] == [(1, 0), (1, 1), (3, 0)]
+    convert_files([tmp_path], tmp_path / "own", workers=1)
+    assert len(LmdbDataset(tmp_path / "own")) == 3
+
+
 def test_what_may_be_absent_is_absent(tmp_path: Path) -> None:
     row = row_of(KEPT[0])
     plain = write_rows(tmp_path / "x.aselmdb", [row, row | {"key_value_pairs": {"sid": 7}, "data": None}])

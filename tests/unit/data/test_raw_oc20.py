@@ -10,8 +10,18 @@ import numpy as np
 import pytest
 from ase.io import iread
 
+from ocpgem.data.convert import Options, convert_files
 from ocpgem.data.lmdb_store import LmdbDataset
-from ocpgem.data.raw_oc20 import convert_raw_oc20, find_chunks, parse_chunks, read_chunk, read_labels
+from ocpgem.data.open import open_dataset
+from ocpgem.data.raw_oc20 import (
+    chunk_of,
+    convert_raw_oc20,
+    find_chunks,
+    parse_chunks,
+    read_chunk,
+    read_labels,
+)
+from ocpgem.data.screening import Limits
 from ocpgem.errors import DataError, RequestError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -95,6 +105,64 @@ def test_an_archive_becomes_a_data_set(archive, tmp_path):
     assert -250 < dataset[0].energy < -150
     assert dataset[0].fixed.tolist() == [True, False] * 3
     assert dataset[0].tags.tolist() == [0, 1, 2] * 2
+
+
+def unpack(path):
+    path.with_suffix("").write_bytes(lzma.decompress(path.read_bytes()))
+    path.unlink()
+
+
+@pytest.mark.parametrize("unpacked", [[], ["1.extxyz.xz"], ["1.txt.xz"], ["1.extxyz.xz", "1.txt.xz"]])
+def test_a_chunk_given_as_a_file_has_the_labels_and_numbers_of_its_archive(archive, tmp_path, unpacked):
+    raw = archive(2)
+    convert_raw_oc20(raw, tmp_path / "expected", workers=1, chunks=[1])
+    for name in unpacked:
+        unpack(raw / name)
+    path = raw / ("1.extxyz" if "1.extxyz.xz" in unpacked else "1.extxyz.xz")
+    said = []
+    convert_files([path], tmp_path / "own", workers=1, say=said.append)
+    expected = [(s.sid, s.fid, s.energy) for s in LmdbDataset(tmp_path / "expected")]
+    assert expected[2][:2] == (11, 2)
+    assert [(s.sid, s.fid, s.energy) for s in LmdbDataset(tmp_path / "own")] == expected
+    assert [(s.sid, s.fid, s.energy) for s in open_dataset(path)] == expected
+    assert [(s.sid, s.fid, s.energy) for s in open_dataset(path, limit=2)] == expected[:2]
+    assert any("energies minus the references in the txt file" in sentence for sentence in said)
+
+
+def test_a_chunk_of_a_test_set_given_as_a_file_has_its_numbers_and_no_energy(archive, tmp_path):
+    path = archive(1, labelled=False, references=False) / "0.extxyz.xz"
+    convert_files([path], tmp_path / "own", Options(limits=Limits("nothing")), workers=1)
+    for dataset in (open_dataset(path), LmdbDataset(tmp_path / "own")):
+        assert [(s.sid, s.fid, s.energy) for s in dataset] == [(10, i, None) for i in range(5)]
+
+
+def test_a_chunk_given_as_a_file_is_refused_where_its_labels_do_not_fit(archive, tmp_path):
+    raw = archive(1)
+    with pytest.raises(RequestError, match=r"0.extxyz.xz is a chunk of a raw OC20 archive, which is in eV"):
+        convert_files([raw / "0.extxyz.xz"], tmp_path / "own", Options(units="hartree"), workers=1)
+    rewrite(raw / "0.txt.xz", lambda text: text.replace(",-100.5", ""))
+    for read in (open_dataset, lambda path: convert_files([path], tmp_path / "own", workers=1)):
+        with pytest.raises(DataError, match=r"0.txt.xz names no reference energy"):
+            read(raw / "0.extxyz.xz")
+    rewrite(raw / "0.txt.xz", lambda text: text[:-20])
+    with pytest.raises(DataError, match=r"0.txt.xz"):
+        open_dataset(raw / "0.extxyz.xz")
+
+
+def test_what_was_converted_without_the_txt_file_does_not_count_as_done(archive, tmp_path):
+    path = archive(1) / "0.extxyz.xz"
+    labels = path.with_name("0.txt.xz").rename(tmp_path / "kept")
+    convert_files([path], tmp_path / "own", workers=1)
+    labels.rename(path.with_name("0.txt.xz"))
+    with pytest.raises(RequestError, match="already holds another data set"):
+        convert_files([path], tmp_path / "own", workers=1)
+
+
+@pytest.mark.parametrize("name", ["a.extxyz", "1.xyz", "1.extxyz.gz", "run1.extxyz.xz", "2.extxyz"])
+def test_other_files_are_no_chunks(tmp_path, name):
+    for each in (name, "a.txt", "1.txt", "run1.txt.xz"):
+        (tmp_path / each).touch()
+    assert chunk_of(tmp_path / name) is None
 
 
 def test_workers_change_nothing(archive, tmp_path):

@@ -7,6 +7,7 @@ from torch_geometric.data import Data
 
 from ocpgem.data.convert import Options, convert_files
 from ocpgem.data.lmdb_store import LmdbDataset
+from ocpgem.data.open import open_dataset
 from ocpgem.data.screening import Limits
 from ocpgem.errors import DataError
 from tests.released_records import (
@@ -19,6 +20,31 @@ from tests.released_records import (
 )
 from tests.tiny_runs import random_systems
 from tests.unit.data.test_safe_pickle import hostile
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("length", [0, None])
+def test_shards_without_records_are_none_of_a_folder(tmp_path, released_systems, workers, length):
+    """The released converter leaves such a shard where one of its processes had nothing to do."""
+    records = [record_of(s2ef_fields(system)) for system in released_systems]
+    for number, held in enumerate(([], records[:3], [], records[3:], [])):
+        write_lmdb(tmp_path / f"s2ef/data.{number:04}.lmdb", held, len(held) or length)
+    dataset = open_dataset(tmp_path / "s2ef")
+    assert sids(dataset) == [system.sid for system in released_systems]
+    assert len(dataset.sizes) == 7
+    assert dataset.origin(3) == f"{tmp_path / 's2ef'}, record 3 (record 0 of data.0003.lmdb)"
+    done = convert_files([tmp_path / "s2ef"], tmp_path / "own", workers=workers)
+    assert sids(LmdbDataset(tmp_path / "own")) == sids(dataset)
+    assert done.report.files.total == 3
+
+
+def test_a_folder_of_shards_without_records_is_refused(tmp_path):
+    for number in range(2):
+        write_lmdb(tmp_path / f"s2ef/data.{number:04}.lmdb", [], 0)
+    with pytest.raises(DataError, match="s2ef holds no records"):
+        open_dataset(tmp_path / "s2ef")
+    with pytest.raises(DataError, match=r"nothing can be converted; .*2: hold no records"):
+        convert_files([tmp_path / "s2ef"], tmp_path / "own", workers=1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -155,6 +155,14 @@ def test_numbers_of_the_file_are_found(tmp_path):
     assert [(frame.sid, frame.fid) for frame in frames_of(tmp_path / "x.extxyz")] == [(40, 3), (41, 3)]
 
 
+def test_numbers_may_be_text_as_in_the_files_of_oc20(tmp_path):
+    images = [slab(seed) for seed in range(2)]
+    for i, atoms in enumerate(images):
+        atoms.info.update(sid=f"random{40 + i}", fid="frame3")
+    write(tmp_path / "x.extxyz", images)
+    assert [(frame.sid, frame.fid) for frame in frames_of(tmp_path / "x.extxyz")] == [(40, 3), (41, 3)]
+
+
 def test_other_units_are_applied_to_energies_and_forces(tmp_path):
     write(tmp_path / "x.traj", slab())
     (plain,), (scaled,) = frames_of(tmp_path / "x.traj"), frames_of(tmp_path / "x.traj", 0.5)

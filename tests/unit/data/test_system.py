@@ -5,7 +5,7 @@ from ase.build import add_adsorbate, fcc111
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 
-from ocpgem.data.system import system_from_atoms
+from ocpgem.data.system import system_from_atoms, whole_number
 from ocpgem.errors import DataError
 
 
@@ -84,3 +84,58 @@ def test_a_system_without_atoms_is_refused(make_system):
 def test_a_tag_that_does_not_fit_is_refused():
     with pytest.raises(DataError, match="tag -1 is not a whole number"):
         system_from_atoms(Atoms("H", tags=[-1]))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        12,
+        12.0,
+        "12",
+        "random12",
+        [12],
+        ("frame12",),
+        ["012"],
+        np.int64(12),
+        np.array([[12]]),
+        np.array("a12"),
+    ],
+)
+def test_a_number_of_a_system_or_frame_may_have_many_forms(value):
+    found = whole_number(value)
+    assert (found, type(found)) == (12, int)
+    assert system_from_atoms(Atoms("H", info={"sid": value, "fid": value})).name == "sid 12, frame 12"
+
+
+def test_numbers_below_zero_are_read():
+    assert [whole_number(value) for value in (-3, "-3", [-3])] == [-3] * 3
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        1.5,
+        "1.5",
+        "slab",
+        "",
+        "a-1",
+        "12a",
+        "1 2",
+        [],
+        [1, 2],
+        [[1, 2]],
+        [None],
+        None,
+        True,
+        np.nan,
+        np.inf,
+        2**63,
+    ],
+)
+def test_what_is_no_whole_number_is_none_of_a_system(value):
+    with pytest.raises(ValueError, match="is not a whole number"):
+        whole_number(value)
+    with pytest.raises(
+        DataError, match=r"x, record 0: its sid, .* cannot be read \(.* is not a whole number\)"
+    ):
+        system_from_atoms(Atoms("H", info={"fid": value}), source="x, record 0")
