@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ocpgem.commands.arguments import (
     Subparsers,
+    benchmark_argument,
     checkpoint_argument,
     inference_arguments,
     require_different,
@@ -54,9 +55,10 @@ def add_commands(commands: Subparsers) -> None:
         "--dialect",
         choices=["ocp", "hub", "raw"],
         default="ocp",
-        help="ocp: free atoms in float16, as the first leaderboard host; hub: all atoms, as the present host; "
+        help="ocp: free atoms, cast, sorted, as the first leaderboard host; hub: all atoms, as the present host; "
         "raw: all atoms, nothing cast, with the labels (default: ocp)",
     )
+    benchmark_argument(predict)
     _task_argument(predict)
     inference_arguments(predict)
     predict.set_defaults(command=_predict, checks=_checks_of_predict)
@@ -189,7 +191,10 @@ def _predict_until(stop: "StopRequest", args: argparse.Namespace) -> int:
     record = record_of(potential, [args.checkpoint, *args.ensemble, *(args.forces_from or [])], dataset, task)
     dataset = _labelled(dataset, task)
     effort = _effort(args, stop)
-    done = predict(potential, dataset, args.out, args.dialect, effort, task=task, provenance=record)
+    done = predict(
+        potential, dataset, args.out, args.dialect, effort,
+        task=task, provenance=record, benchmark=args.benchmark,
+    )  # fmt: skip
     if group.is_main():
         if done.n_resumed:
             print(f"{done.n_resumed} systems were done before")

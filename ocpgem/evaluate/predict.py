@@ -18,6 +18,7 @@ from ocpgem.data.dataset import Dataset, Subset
 from ocpgem.data.loader import EvalBatch, EvalLoader, Recipe, WorkerSettings
 from ocpgem.errors import DataError, OcpgemError
 from ocpgem.evaluate.edge_cost import agreed_edge_cost
+from ocpgem.evaluate.leaderboard.format import Benchmark
 from ocpgem.evaluate.metrics import S2EFMetrics, Scores, check_finite
 from ocpgem.evaluate.open_model import (
     Model,
@@ -130,11 +131,13 @@ def predict(
     label: str = "predict",
     task: Task = "s2ef",
     provenance: dict[str, Any] | None = None,
+    benchmark: Benchmark = "oc20",
 ) -> PredictionReport:
     """Predict every system of `dataset` and write one npz file in a dialect of `prediction_set`.
 
     task: is2re takes the energy for that of the relaxed structure and leaves forces out.
     provenance: kept in a raw file (`provenance.record_of`).
+    benchmark: which data these are; the ocp dialect is float16 for OC20 and float32 for OC22.
     Labels play no part in the predictions; where all systems have them, the metrics are computed on the way. What an
     interrupted call has kept beside the file (`parts`) is used. Raises RequestError for a path or dialect that cannot
     be written, DataError as `evaluate` does, and StoppedError where `effort.stop` says so; what is done is kept.
@@ -155,7 +158,7 @@ def predict(
                 pairs.append((indices, PredictionSet(**part)))
                 if np.isin(indices, done).all():
                     work.score(pairs[-1][1])
-            write_predictions(_in_order(pairs, dataset), path, dialect, provenance)
+            write_predictions(_in_order(pairs, dataset), path, dialect, provenance, benchmark)
             parts.remove()
 
         _on_main(finish)

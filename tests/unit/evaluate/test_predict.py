@@ -111,6 +111,15 @@ def test_ocp_is_what_the_first_host_takes(tmp_path: Path) -> None:
     assert len(found["forces"]) == sum(counts)
 
 
+def test_ocp_is_float32_for_oc22_and_rounds_no_total_energy(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    for dialect in ("ocp", "hub"):
+        predict(Linear(), dataset, tmp_path / f"{dialect}.npz", dialect, QUIET, benchmark="oc22")
+    ocp, uncast = load(tmp_path / "ocp.npz"), load(tmp_path / "hub.npz")
+    assert ocp["energy"].dtype == ocp["forces"].dtype == np.float32
+    np.testing.assert_array_equal(ocp["energy"], uncast["energy"][np.argsort(uncast["ids"])])
+
+
 def test_hub_keeps_all_atoms_uncast_in_order(tmp_path: Path) -> None:
     dataset = make_dataset()
     predict(Linear(), dataset, tmp_path / "hub.npz", "hub", QUIET)
