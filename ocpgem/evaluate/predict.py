@@ -138,9 +138,11 @@ def predict(
     task: is2re takes the energy for that of the relaxed structure and leaves forces out.
     provenance: kept in a raw file (`provenance.record_of`).
     benchmark: which data these are; the ocp dialect is float16 for OC20 and float32 for OC22.
-    Labels play no part in the predictions; where all systems have them, the metrics are computed on the way. What an
-    interrupted call has kept beside the file (`parts`) is used. Raises RequestError for a path or dialect that cannot
-    be written, DataError as `evaluate` does, and StoppedError where `effort.stop` says so; what is done is kept.
+    Labels play no part in the predictions, and one that is not finite is none; where all systems have energies, their
+    metrics are computed on the way, and those of forces where all have forces. What an interrupted call has kept
+    beside the file (`parts`) is used. Raises RequestError for a path or dialect that cannot be written, DataError for a
+    record that cannot be used or is predicted as NaN, and StoppedError where `effort.stop` says so; what is done is
+    kept.
     """
     path = Path(out_path)
     _on_main(lambda: make_target(path, dialect))
@@ -163,14 +165,14 @@ def predict(
 
         _on_main(finish)
     work.metrics.merge_across_ranks()
-    result = work.metrics.result() if work.metrics.n_frames == len(dataset) else None
-    return PredictionReport(path, len(dataset), result, len(done))
+    return PredictionReport(path, len(dataset), work.metrics.result_of_all(len(dataset)), len(done))
 
 
 class _Prediction:
     """What this rank has predicted and not yet kept on disk, and the metrics of all of it."""
 
     keeps = True
+    needs_labels = False
 
     def __init__(self, parts: Parts, task: Task) -> None:
         self.pending: list[tuple[Array, PredictionSet]] = []
@@ -203,17 +205,24 @@ class _Prediction:
 
 
 def outputs(
-    potential: Model, dataset: Dataset, effort: Effort, label: str
+    potential: Model, dataset: Dataset, effort: Effort, label: str, needs_labels: bool = False
 ) -> Generator[tuple[EvalBatch, Predictions], None, None]:
     """The batches of this rank, on the potential's device, and what it predicts for them.
 
     Models that need different graphs get one loader for each kind; all of them walk through the same batches.
+    needs_labels: refuse labels that only some systems have or that are not finite; else they are left out of the batch.
     """
     graphs = graphs_of(potential)
     batching = _batching(effort, dataset, graphs)
     loaders = [
         EvalLoader(
-            Recipe(dataset, graph, heaviest_element(potential), elements=referenced_elements(potential)),
+            Recipe(
+                dataset,
+                graph,
+                heaviest_element(potential),
+                elements=referenced_elements(potential),
+                labels_required=needs_labels,
+            ),
             batching,
             rank=group.rank(),
             world_size=group.world_size(),
@@ -278,6 +287,8 @@ def _totals(
 class _Evaluation:
     """The totals of this rank; of those since the last part, also which systems they are of."""
 
+    needs_labels = True
+
     def __init__(self, parts: Parts | None, watch: Callable[[EvalBatch, Predictions], None] | None) -> None:
         self.metrics = S2EFMetrics()
         self._fresh = S2EFMetrics()
@@ -337,7 +348,7 @@ def _walk(
         stop = effort.stop if work.keeps else None
         if stop is not None:
             stop.wait_for_steps()
-        with closing(outputs(potential, remaining, effort, label)) as batches:
+        with closing(outputs(potential, remaining, effort, label, work.needs_labels)) as batches:
             for item, predictions in batches:
                 work.collect(replace(item, indices=left[item.indices]), predictions)
                 arrived = None if stop is None else stop.between_steps()
