@@ -103,3 +103,13 @@ def require_different(files: Sequence[Path]) -> None:
                 f"{file} is named for two outputs, of which one would be lost; name another file"
             )
         seen.add(file.resolve())
+
+
+def benchmark_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says which data a leaderboard file is of."""
+    parser.add_argument(
+        "--benchmark",
+        choices=["oc20", "oc22"],
+        default="oc20",
+        help="the ocp dialect takes float16 for OC20 and float32 for OC22 (default: oc20)",
+    )

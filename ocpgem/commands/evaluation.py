@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ocpgem.commands.arguments import (
     Subparsers,
+    benchmark_argument,
     checkpoint_argument,
     inference_arguments,
     require_different,
@@ -54,9 +55,10 @@ def add_commands(commands: Subparsers) -> None:
         "--dialect",
         choices=["ocp", "hub", "raw"],
         default="ocp",
-        help="ocp: free atoms in float16, as the first leaderboard host; hub: all atoms, as the present host; "
+        help="ocp: free atoms, cast, sorted, as the first leaderboard host; hub: all atoms, as the present host; "
         "raw: all atoms, nothing cast, with the labels (default: ocp)",
     )
+    benchmark_argument(predict)
     _task_argument(predict)
     inference_arguments(predict)
     predict.set_defaults(command=_predict, checks=_checks_of_predict)
@@ -98,12 +100,13 @@ def _checks_of_evaluate(args: argparse.Namespace) -> list[Callable[[], object]]:
 
 def _checks_of_predict(args: argparse.Namespace) -> list[Callable[[], object]]:
     """The same for `predict`."""
+    from ocpgem.data.open import open_dataset
     from ocpgem.evaluate.open_model import check_models
     from ocpgem.evaluate.prediction_set import check_target
 
     return [
         partial(check_target, args.out, args.dialect),
-        partial(_open_for, args.task, str(args.data)),
+        partial(open_dataset, args.data),
         partial(check_models, [args.checkpoint, *args.ensemble], args.forces_from),
     ]
 
@@ -178,6 +181,7 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def _predict_until(stop: "StopRequest", args: argparse.Namespace) -> int:
+    from ocpgem.data.labels import Relabelled
     from ocpgem.data.open import open_dataset
     from ocpgem.evaluate.predict import predict
     from ocpgem.evaluate.provenance import record_of
@@ -187,9 +191,13 @@ def _predict_until(stop: "StopRequest", args: argparse.Namespace) -> int:
     potential = _load_for_inference(args)
     task = _task(args, potential, dataset)
     record = record_of(potential, [args.checkpoint, *args.ensemble, *(args.forces_from or [])], dataset, task)
-    dataset = _labelled(dataset, task)
+    if task == "is2re":
+        dataset = Relabelled(dataset, relaxed=True, required=False)
     effort = _effort(args, stop)
-    done = predict(potential, dataset, args.out, args.dialect, effort, task=task, provenance=record)
+    done = predict(
+        potential, dataset, args.out, args.dialect, effort,
+        task=task, provenance=record, benchmark=args.benchmark,
+    )  # fmt: skip
     if group.is_main():
         if done.n_resumed:
             print(f"{done.n_resumed} systems were done before")
@@ -210,7 +218,7 @@ def _task(args: argparse.Namespace, model: "Model", dataset: "Dataset") -> "Task
 
 
 def _labelled(dataset: "Dataset", task: "Task") -> "Dataset":
-    """The data with the labels of the task; energies of unrelaxed structures are none of is2re."""
+    """The data to be scored, with the labels of the task; energies of unrelaxed structures are none of is2re."""
     if task == "s2ef":
         return dataset
     from ocpgem.data.labels import Relabelled

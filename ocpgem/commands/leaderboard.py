@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ocpgem.commands.arguments import Subparsers, require_parent
+from ocpgem.commands.arguments import Subparsers, benchmark_argument, require_parent
 from ocpgem.commands.output import make_console
 from ocpgem.errors import DataError, RequestError
 
@@ -60,12 +60,7 @@ def _format_arguments(parser: argparse.ArgumentParser) -> None:
         default="ocp",
         help="ocp: the first host, free atoms, cast, sorted; hub: the present host, all atoms, uncast (default: ocp)",
     )
-    parser.add_argument(
-        "--benchmark",
-        choices=["oc20", "oc22"],
-        default="oc20",
-        help="the ocp dialect takes float16 for OC20 and float32 for OC22 (default: oc20)",
-    )
+    benchmark_argument(parser)
 
 
 def _build(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,17 @@ def collate(
     if hidden is not None:
         columns["hidden"] = hidden
     return batch_from_columns(columns)
+
+
+def with_common_labels(systems: Sequence[System]) -> list[System]:
+    """The systems with the labels that are there and finite in all of them; the others are left out."""
+    lacking = [key for key in OPTIONAL_KEYS if not all(_is_known(getattr(each, key)) for each in systems)]
+    bare: dict[str, Any] = dict.fromkeys(lacking)
+    return [replace(system, **bare) for system in systems] if lacking else list(systems)
+
+
+def _is_known(label: float | NDArray[Any] | None) -> bool:
+    return label is not None and bool(np.isfinite(label).all())
 
 
 def batch_from_columns(columns: dict[str, NDArray[Any]]) -> Batch:

@@ -81,14 +81,20 @@ class Relabelled(Dataset):
     relaxed: take the energy of the relaxed structure, and no forces, which are not its own; references: add that of
     the system. This is the only place where energies of records are changed; what a model does about the rest, its
     normalisation, is in ocpgem.models.potential.
+    required: refuse a system without a relaxed energy; else its energy is absent.
     Raises DataError, naming the system, for one without the energy or reference that is asked for.
     """
 
     def __init__(
-        self, dataset: Dataset, relaxed: bool = False, references: SystemReferences | None = None
+        self,
+        dataset: Dataset,
+        relaxed: bool = False,
+        references: SystemReferences | None = None,
+        required: bool = True,
     ) -> None:
         self.path = dataset.path
         self._dataset, self._relaxed, self._references = dataset, relaxed, references
+        self._required = required
 
     @property
     def stores_sizes(self) -> bool:
@@ -101,7 +107,7 @@ class Relabelled(Dataset):
     def __getitem__(self, index: int) -> System:
         system = self._dataset[index]
         if self._relaxed:
-            if system.energy_relaxed is None:
+            if self._required and system.energy_relaxed is None:
                 raise DataError(f"{system.where} has no energy_relaxed, which `energy: relaxed` asks for")
             system = replace(system, energy=system.energy_relaxed, forces=None)
         if self._references is not None:

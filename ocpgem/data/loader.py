@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, get_worker_info
 from torch_geometric.data import Batch
 
-from ocpgem.data.batch import OPTIONAL_KEYS, collate
+from ocpgem.data.batch import OPTIONAL_KEYS, collate, with_common_labels
 from ocpgem.data.cost import Batching, Budget, systems_per_batch
 from ocpgem.data.dataset import Dataset
 from ocpgem.data.draws import all_once
@@ -112,6 +112,8 @@ class Recipe:
     """The elements that the model has reference energies for, where it has any; others are refused."""
     labels: tuple[str, ...] | None = None
     """The labels that batches need, others are left out so that sets with different ones can be joined; None: all."""
+    labels_required: bool = True
+    """Refuse labels that only some systems of a batch have or that are not finite; else the batch is without them."""
 
     def prepare(
         self,
@@ -128,6 +130,8 @@ class Recipe:
         for index in indices.tolist():
             note(index)
             systems.append(self._read(index))
+        if not self.labels_required:
+            systems = with_common_labels(systems)
         hidden = None
         if draw is not None and self.hide_elements > 0:
             hidden = np.concatenate(

@@ -49,7 +49,7 @@ def predict(
 
     model: as `ocpgem.load` gives it.
     structures: one `ase.Atoms` (gives one prediction), or several, a data set or its path (gives a list, in order).
-    effort: batch sizes and loader processes; results do not depend on them.
+    effort: batch sizes and loader processes; results do not depend on them, nor on labels.
     Raises RequestError for a model that is not loaded, DataError naming the structure that cannot be used or whose
     prediction is not finite.
     """

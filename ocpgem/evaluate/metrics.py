@@ -62,6 +62,7 @@ METRICS = (
 )
 RELAXED_METRICS = (Metric("average_distance_within_threshold", "ADwT", "%", higher_is_better=True),)
 ALL_METRICS = METRICS + RELAXED_METRICS
+_OF_ENERGIES = ("energy_mae", "energy_per_atom_mae", "energy_within_threshold")
 ROW = {metric.name: row for row, metric in enumerate(ALL_METRICS)}
 
 
@@ -145,6 +146,17 @@ class S2EFMetrics:
             for row, metric in enumerate(ALL_METRICS)
             if count[row] > 0
         }
+
+    def result_of_all(self, n_frames: int) -> dict[str, float] | None:
+        """`result` where all of `n_frames` structures have labels.
+
+        None where an energy is absent; without the metrics of forces where the forces of a structure are.
+        """
+        counts = self.totals()[1][:, :, 1].sum(axis=0)
+        if counts[ROW["energy_mae"]] < n_frames:
+            return None
+        with_forces = counts[ROW["energy_forces_within_threshold"]] == n_frames
+        return {name: value for name, value in self.result().items() if with_forces or name in _OF_ENERGIES}
 
     def scores(self, resamples: int = RESAMPLES, seed: int = 0) -> "Scores":
         """The metrics with what is needed for their confidence intervals: `resamples` bootstrap samples of systems."""

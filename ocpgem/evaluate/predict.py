@@ -18,6 +18,7 @@ from ocpgem.data.dataset import Dataset, Subset
 from ocpgem.data.loader import EvalBatch, EvalLoader, Recipe, WorkerSettings
 from ocpgem.errors import DataError, OcpgemError
 from ocpgem.evaluate.edge_cost import agreed_edge_cost
+from ocpgem.evaluate.leaderboard.format import Benchmark
 from ocpgem.evaluate.metrics import S2EFMetrics, Scores, check_finite
 from ocpgem.evaluate.open_model import (
     Model,
@@ -130,14 +131,18 @@ def predict(
     label: str = "predict",
     task: Task = "s2ef",
     provenance: dict[str, Any] | None = None,
+    benchmark: Benchmark = "oc20",
 ) -> PredictionReport:
     """Predict every system of `dataset` and write one npz file in a dialect of `prediction_set`.
 
     task: is2re takes the energy for that of the relaxed structure and leaves forces out.
     provenance: kept in a raw file (`provenance.record_of`).
-    Labels play no part in the predictions; where all systems have them, the metrics are computed on the way. What an
-    interrupted call has kept beside the file (`parts`) is used. Raises RequestError for a path or dialect that cannot
-    be written, DataError as `evaluate` does, and StoppedError where `effort.stop` says so; what is done is kept.
+    benchmark: which data these are; the ocp dialect is float16 for OC20 and float32 for OC22.
+    Labels play no part in the predictions, and one that is not finite is none; where all systems have energies, their
+    metrics are computed on the way, and those of forces where all have forces. What an interrupted call has kept
+    beside the file (`parts`) is used. Raises RequestError for a path or dialect that cannot be written, DataError for a
+    record that cannot be used or is predicted as NaN, and StoppedError where `effort.stop` says so; what is done is
+    kept.
     """
     path = Path(out_path)
     _on_main(lambda: make_target(path, dialect))
@@ -155,19 +160,19 @@ def predict(
                 pairs.append((indices, PredictionSet(**part)))
                 if np.isin(indices, done).all():
                     work.score(pairs[-1][1])
-            write_predictions(_in_order(pairs, dataset), path, dialect, provenance)
+            write_predictions(_in_order(pairs, dataset), path, dialect, provenance, benchmark)
             parts.remove()
 
         _on_main(finish)
     work.metrics.merge_across_ranks()
-    result = work.metrics.result() if work.metrics.n_frames == len(dataset) else None
-    return PredictionReport(path, len(dataset), result, len(done))
+    return PredictionReport(path, len(dataset), work.metrics.result_of_all(len(dataset)), len(done))
 
 
 class _Prediction:
     """What this rank has predicted and not yet kept on disk, and the metrics of all of it."""
 
     keeps = True
+    needs_labels = False
 
     def __init__(self, parts: Parts, task: Task) -> None:
         self.pending: list[tuple[Array, PredictionSet]] = []
@@ -200,17 +205,24 @@ class _Prediction:
 
 
 def outputs(
-    potential: Model, dataset: Dataset, effort: Effort, label: str
+    potential: Model, dataset: Dataset, effort: Effort, label: str, needs_labels: bool = False
 ) -> Generator[tuple[EvalBatch, Predictions], None, None]:
     """The batches of this rank, on the potential's device, and what it predicts for them.
 
     Models that need different graphs get one loader for each kind; all of them walk through the same batches.
+    needs_labels: refuse labels that only some systems have or that are not finite; else they are left out of the batch.
     """
     graphs = graphs_of(potential)
     batching = _batching(effort, dataset, graphs)
     loaders = [
         EvalLoader(
-            Recipe(dataset, graph, heaviest_element(potential), elements=referenced_elements(potential)),
+            Recipe(
+                dataset,
+                graph,
+                heaviest_element(potential),
+                elements=referenced_elements(potential),
+                labels_required=needs_labels,
+            ),
             batching,
             rank=group.rank(),
             world_size=group.world_size(),
@@ -275,6 +287,8 @@ def _totals(
 class _Evaluation:
     """The totals of this rank; of those since the last part, also which systems they are of."""
 
+    needs_labels = True
+
     def __init__(self, parts: Parts | None, watch: Callable[[EvalBatch, Predictions], None] | None) -> None:
         self.metrics = S2EFMetrics()
         self._fresh = S2EFMetrics()
@@ -334,7 +348,7 @@ def _walk(
         stop = effort.stop if work.keeps else None
         if stop is not None:
             stop.wait_for_steps()
-        with closing(outputs(potential, remaining, effort, label)) as batches:
+        with closing(outputs(potential, remaining, effort, label, work.needs_labels)) as batches:
             for item, predictions in batches:
                 work.collect(replace(item, indices=left[item.indices]), predictions)
                 arrived = None if stop is None else stop.between_steps()

@@ -8,9 +8,11 @@ Three dialects of one npz file:
   Of a relaxation: pos [N, 3] in A besides, with the energy and forces at those positions,
   and pos_true and energy_true (of the relaxed structure) where the data have them; converged, n_steps [n].
 - `ocp`: what the first host of the Open Catalyst leaderboard takes. Keys: ids ("sid_fid"), energy [n], forces
-  of the free atoms, chunk_idx; float16; sorted by id.
+  of the free atoms, chunk_idx; float16 for OC20, float32 for OC22; sorted by id.
 - `hub`: what the present host documents. The same keys, all atoms, uncast, in the order of the data set; ids
   are "sid", or "sid_fid" where one sid has several frames, since no id may occur twice.
+
+What the last two hold is described by `leaderboard.format`, which submissions are built by, too.
 
 chunk_idx says where forces are cut into systems: `np.split(forces, chunk_idx)`. Energies alone (a model
 without forces) are identified by "sid", as in IS2RE.
@@ -23,7 +25,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -31,6 +33,8 @@ from numpy.typing import DTypeLike, NDArray
 from torch_geometric.data import Data
 
 from ocpgem.errors import DataError, OcpgemError, RequestError
+from ocpgem.evaluate.leaderboard.format import DIALECTS as HOSTED
+from ocpgem.evaluate.leaderboard.format import Benchmark, DialectName, Format, ids_of
 from ocpgem.evaluate.metrics import ALL_METRICS, ENERGY_THRESHOLD, ROW, S2EFMetrics
 from ocpgem.evaluate.positions import mean_distances, share_within
 from ocpgem.files import require_file, written_whole
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
 Array = NDArray[Any]
-DialectName = Literal["raw", "ocp", "hub"]
+DIALECTS = ("raw", *HOSTED)
 
 ATOM_KEYS = ("forces", "fixed", "atomic_numbers", "forces_true", "pos", "pos_true", "tags", "forces_spread")
 _ROW_SHAPES: dict[str, tuple[int, ...]] = {
@@ -51,23 +55,6 @@ _ROW_SHAPES: dict[str, tuple[int, ...]] = {
 _RAW_REQUIRED = ("sid", "fid", "natoms", "energy", "fixed", "atomic_numbers")
 _LOSS_SHARE = 0.1  # of the energy threshold that a cast may lose before it is worth a warning
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """What a host expects of a prediction file."""
-
-    free_atoms_only: bool
-    dtype: DTypeLike | None  # None: as predicted
-    sorted_by_id: bool
-    frame_in_id: bool  # False: only where needed
-
-
-DIALECTS: dict[str, Dialect] = {
-    "raw": Dialect(free_atoms_only=False, dtype=None, sorted_by_id=False, frame_in_id=True),
-    "ocp": Dialect(free_atoms_only=True, dtype=np.float16, sorted_by_id=True, frame_in_id=True),
-    "hub": Dialect(free_atoms_only=False, dtype=None, sorted_by_id=False, frame_in_id=False),
-}
 
 
 @dataclass(frozen=True)
@@ -120,9 +107,7 @@ class PredictionSet:
 
     def ids(self, frame: bool = True) -> Array:
         """The leaderboard's name of each system, "sid_fid" or "sid"."""
-        if not frame:
-            return self.sid.astype(str)
-        return np.char.add(np.char.add(self.sid.astype(str), "_"), self.fid.astype(str))
+        return ids_of(self.sid, self.fid, frame)
 
 
 def as_arrays(predictions: Predictions, batch: "Batch") -> PredictionSet:
@@ -219,11 +204,16 @@ def make_target(path: Path, dialect: str) -> None:
 
 
 def write_predictions(
-    predictions: PredictionSet, path: Path, dialect: str, provenance: dict[str, Any] | None = None
+    predictions: PredictionSet,
+    path: Path,
+    dialect: str,
+    provenance: dict[str, Any] | None = None,
+    benchmark: Benchmark = "oc20",
 ) -> None:
     """Write a prediction file; it is complete or absent. Raises DataError where an id would occur twice.
 
     provenance: plain facts on where the predictions come from, kept in files of the raw dialect.
+    benchmark: which data they are of; the type of the ocp dialect depends on it.
     """
     if dialect == "raw":
         content = {
@@ -235,7 +225,8 @@ def write_predictions(
             content["provenance"] = np.array(json.dumps(provenance))
         compressed = False
     else:
-        content = _leaderboard_columns(predictions, DIALECTS[dialect])
+        task: Literal["s2ef", "is2re"] = "is2re" if predictions.forces is None else "s2ef"
+        content = _leaderboard_columns(predictions, Format(task, cast("DialectName", dialect), benchmark))
         compressed = True
     try:
         with written_whole(path) as file:
@@ -297,24 +288,23 @@ def _check_shapes(columns: dict[str, Array], path: Path) -> None:
             raise DataError(f"{path}: {name} has shape {list(value.shape)} where {list(shape)} is expected")
 
 
-def _leaderboard_columns(predictions: PredictionSet, dialect: Dialect) -> dict[str, Array]:
-    has_forces = predictions.forces is not None
+def _leaderboard_columns(predictions: PredictionSet, form: Format) -> dict[str, Array]:
     several_frames = len(np.unique(predictions.sid)) < len(predictions)
-    ids = predictions.ids(frame=has_forces and (dialect.frame_in_id or several_frames))
+    ids = predictions.ids(frame=form.id_has_frame(several_frames))
     values, counts = np.unique(ids, return_counts=True)
     if counts.max() > 1:
         raise DataError(
             f"the id {values[counts.argmax()]} occurs {counts.max()} times in the data; "
             "a leaderboard file needs every id exactly once"
         )
-    if dialect.sorted_by_id:
+    if form.sorted_by_id:
         order = np.argsort(ids)
         predictions, ids = predictions.take(order), ids[order]
-    content = {"ids": ids, "energy": _cast(predictions.energy, dialect.dtype, "energy")}
+    content = {"ids": ids, "energy": _cast(predictions.energy, form.dtype("energy"), "energy")}
     if predictions.forces is not None:
-        keep = ~predictions.fixed if dialect.free_atoms_only else np.ones_like(predictions.fixed)
+        keep = ~predictions.fixed if form.free_atoms_only else np.ones_like(predictions.fixed)
         system = np.repeat(np.arange(len(ids)), predictions.natoms)
-        content["forces"] = _cast(predictions.forces[keep], dialect.dtype, "forces")
+        content["forces"] = _cast(predictions.forces[keep], form.dtype("forces"), "forces")
         content["chunk_idx"] = chunks_of(np.bincount(system[keep], minlength=len(ids)))
     return content
 

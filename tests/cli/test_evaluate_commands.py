@@ -162,6 +162,22 @@ def test_data_without_labels_are_predicted_for_is2re(place: Path, tmp_path: Path
     assert len(load(out)["ids"]) == 5
 
 
+def test_is2re_is_predicted_where_only_other_energies_are_known(place: Path, tmp_path: Path) -> None:
+    words = ("predict", place / "energy.pt", "--data", place / "lmdb", "--task", "is2re", "--dialect", "raw")
+    assert run(*words, "--out", tmp_path / "a.npz") == 0
+    found = load(tmp_path / "a.npz")
+    assert len(found["energy"]) == 7
+    assert not {"energy_true", "forces_true"} & set(found)
+
+
+def test_the_benchmark_decides_the_type_of_a_leaderboard_file(place: Path, tmp_path: Path) -> None:
+    for options, dtype in (([], np.float16), (["--benchmark", "oc22"], np.float32)):
+        out = tmp_path / f"{np.dtype(dtype)}.npz"
+        assert run("predict", place / "a.pt", "--data", place / "lmdb", "--out", out, *options) == 0
+        found = load(out)
+        assert found["energy"].dtype == found["forces"].dtype == dtype
+
+
 def test_ensembles_and_hybrids_are_options(place: Path, tmp_path: Path) -> None:
     base = ("predict", place / "a.pt", "--data", place / "lmdb", "--dialect", "raw", "--out")
     assert run(*base, tmp_path / "a.npz") == 0

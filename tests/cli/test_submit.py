@@ -255,6 +255,7 @@ def test_what_a_command_can_do_is_queued(config: Path, capsys: pytest.CaptureFix
     for words in (
         "evaluate model.pt --data a=val --data b=val --json m.json",
         "predict model.pt --data val --out new/p.npz",
+        "predict model.pt --data val --out new/p.npz --task is2re --benchmark oc22",
         "relax model.pt --data val --out relaxed",
     ):
         assert main(["submit", *words.split(), "--cluster", CLUSTER, "--dry-run"]) == 0

@@ -46,6 +46,8 @@ def test_the_relaxed_energy_takes_the_place_of_the_energy_and_of_forces(tmp_path
     assert (found[0].energy, found[0].forces) == (-107.5, None)
     with pytest.raises(DataError, match="sid 1, frame 1 has no energy_relaxed"):
         found[1]
+    lenient = Relabelled(InMemoryDataset(systems), relaxed=True, required=False)
+    assert (lenient[0].energy, lenient[1].energy, lenient[1].forces) == (-7.0, None, None)
 
 
 def test_a_system_without_a_reference_is_named(tmp_path: Path) -> None:

@@ -55,6 +55,14 @@ def as_atoms(systems: list[System]) -> list[Atoms]:
     return [system.to_atoms() for system in systems]
 
 
+def test_structures_with_and_without_labels_are_predicted_together(files: dict[str, Path]) -> None:
+    model, atoms = ocpgem.load(files["a"]), as_atoms(list(random_systems(3)))
+    expected = [each.energy for each in ocpgem.predict(model, atoms)]
+    atoms[0].calc = None
+    atoms[1].calc.results["energy"] = float("nan")
+    assert [each.energy for each in ocpgem.predict(model, atoms)] == expected
+
+
 def test_one_structure_gives_one_prediction_and_a_list_gives_a_list(files: dict[str, Path]) -> None:
     model = ocpgem.load(files["a"])
     atoms = as_atoms(list(random_systems(5)))

@@ -111,6 +111,15 @@ def test_ocp_is_what_the_first_host_takes(tmp_path: Path) -> None:
     assert len(found["forces"]) == sum(counts)
 
 
+def test_ocp_is_float32_for_oc22_and_rounds_no_total_energy(tmp_path: Path) -> None:
+    dataset = make_dataset()
+    for dialect in ("ocp", "hub"):
+        predict(Linear(), dataset, tmp_path / f"{dialect}.npz", dialect, QUIET, benchmark="oc22")
+    ocp, uncast = load(tmp_path / "ocp.npz"), load(tmp_path / "hub.npz")
+    assert ocp["energy"].dtype == ocp["forces"].dtype == np.float32
+    np.testing.assert_array_equal(ocp["energy"], uncast["energy"][np.argsort(uncast["ids"])])
+
+
 def test_hub_keeps_all_atoms_uncast_in_order(tmp_path: Path) -> None:
     dataset = make_dataset()
     predict(Linear(), dataset, tmp_path / "hub.npz", "hub", QUIET)
@@ -142,6 +151,39 @@ def test_data_without_labels_are_predicted_but_not_scored(tmp_path: Path) -> Non
     assert "energy_true" not in load(report.path)
     with pytest.raises(DataError, match="no energy labels"):
         evaluate(Linear(), dataset, QUIET)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("absent", [None, float("nan")])
+def test_labels_of_some_systems_change_no_prediction_and_are_not_scored(
+    tmp_path: Path, absent: float | None, batch_size: int
+) -> None:
+    systems = make_systems(9)
+    systems[5].energy = absent
+    systems[7].energy_relaxed = -1.0
+    effort = replace(QUIET, batch_size=batch_size)
+    report = predict(Linear(), InMemoryDataset(systems), tmp_path / "some.npz", "raw", effort)
+    bare = [replace(each, energy=None, forces=None, energy_relaxed=None) for each in systems]
+    predict(Linear(), InMemoryDataset(bare), tmp_path / "none.npz", "raw", effort)
+    some, none = load(tmp_path / "some.npz"), load(tmp_path / "none.npz")
+    assert report.metrics is None
+    assert set(some) - set(none) == {"forces_true"}
+    for name, value in none.items():
+        np.testing.assert_array_equal(some[name], value)
+    with pytest.raises(DataError, match=r"sid 98, frame 1.*energy"):
+        evaluate(Linear(), InMemoryDataset(systems[:7]), QUIET)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_forces_of_some_systems_leave_the_metrics_of_energies(tmp_path: Path, batch_size: int) -> None:
+    systems = make_systems(9)
+    whole = evaluate(Linear(), InMemoryDataset(systems), QUIET)
+    systems[5] = replace(systems[5], forces=None)
+    effort = replace(QUIET, batch_size=batch_size)
+    report = predict(Linear(), InMemoryDataset(systems), tmp_path / "some.npz", "raw", effort)
+    names = ("energy_mae", "energy_per_atom_mae", "energy_within_threshold")
+    assert report.metrics == pytest.approx({name: whole[name] for name in names}, rel=1e-12)
+    assert "forces_true" not in load(report.path)
 
 
 def test_a_nan_prediction_names_the_system_and_writes_nothing(tmp_path: Path) -> None:
