@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ocpgem.errors import CheckpointError
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.import_weights.mapping import KeyMap
 from ocpgem.models.import_weights.released_blocks import (
@@ -29,15 +30,19 @@ _RADIAL = ("gaussian", "spherical_bessel", "bernstein")
 def config_from_kwargs(kwargs: Mapping[str, Any]) -> GemNetConfig:
     """Our configuration for the constructor arguments of the released class.
 
-    Raises CheckpointError naming an argument that has no counterpart.
+    Raises CheckpointError naming a setting that has no counterpart.
     """
     args = {"regress_forces": True, "direct_forces": False, **arguments_of(kwargs, _FAMILY)}
     basis_name(args.pop("cbf", {"name": "spherical_harmonics"}), "cbf", ("spherical_harmonics",))
     regress, direct = args.pop("regress_forces"), args.pop("direct_forces")
     rbf = args.pop("rbf", {"name": "gaussian"})
     args.pop("scatter_atoms", None)  # how GemNet-XL divided its work
-    if not args.pop("scale_num_blocks", False):
-        args.pop("scale_num_blocks", None)
+    if args.pop("scale_num_blocks", False):
+        raise CheckpointError(
+            "scale_num_blocks is on, which no released GemNet-XL uses and which is not built: it divides what the "
+            "output blocks add up by num_blocks + 1; divide the weights of every out_energy and out_forces by that "
+            "number and set it to false"
+        )
     config = {
         "variant": "gemnet_dT" if direct and regress else "gemnet_T",
         "forces": ("direct" if direct else "gradient") if regress else "none",

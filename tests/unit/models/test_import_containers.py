@@ -222,6 +222,13 @@ def test_the_name_in_the_scale_file_of_gemnet_xl(tmp_path: Path) -> None:
     assert equal_weights(read(content, tmp_path).potential, potential)
 
 
+def test_an_option_of_gemnet_xl_that_divides_its_outputs_is_refused(tmp_path: Path) -> None:
+    _, content = container(tmp_path, "XL")
+    content["config"]["model"] |= {"name": "gp_gemnet_t", "scale_num_blocks": True}
+    with pytest.raises(CheckpointError, match=r"scale_num_blocks .* num_blocks \+ 1; divide the weights"):
+        read(content, tmp_path)
+
+
 def test_factors_stored_as_zero_are_taken_from_elsewhere_and_else_act_as_one(tmp_path: Path) -> None:
     potential, content = container(tmp_path, "OC")
     scales = scales_of(content["state_dict"])
