@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ocpgem.checkpoint import load_potential
 from ocpgem.cli import main
+from ocpgem.errors import CheckpointError
 from ocpgem.graph.topology import build_topology
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.model import GemNet, Structures
@@ -229,7 +230,7 @@ def test_direct_forces_of_a_planar_molecule_agree() -> None:
 @pytest.mark.parametrize(
     ("family", "key"),
     [
-        *itertools.product([T, OC], ["rbf", "envelope", "extensive", "cbf"]),
+        *itertools.product([T, OC], ["rbf", "envelope", "cbf", "direct_forces"]),
         *itertools.product([T], ["cutoff", "max_neighbors"]),
         *itertools.product(
             [OC], ["qint_tags", "sbf", "rbf_spherical", "cutoff_aint", "max_neighbors_qint", "scale_basis"]
@@ -242,6 +243,28 @@ def test_a_null_argument_means_the_default(family: Family, key: str) -> None:
     without = {name: value for name, value in family.settings.items() if name != key}
     read = family.importer.config_from_kwargs
     assert read({**without, key: None}) == read(without)
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        *itertools.product([T, OC], ["extensive", "regress_forces"]),
+        (OC, "enforce_max_neighbors_strictly"),
+        (TUM, "extensive"),
+    ],
+    ids=str,
+)
+def test_a_null_switch_is_off_even_if_it_is_on_by_default(family: Family, key: str) -> None:
+    """T and OC of fairchem-core 1.10.0 gave the same numbers for null and false; the original code was not run."""
+    read = family.importer.config_from_kwargs
+    assert read(family.settings | {key: None}) == read(family.settings | {key: False})
+    assert read(family.settings | {key: None}) != read(family.settings | {key: True})
+
+
+@pytest.mark.parametrize("family", [T, OC, TUM], ids=str)
+def test_a_null_activation_is_refused_as_it_means_none_at_all(family: Family) -> None:
+    with pytest.raises(CheckpointError, match="activation is null, which stands for none at all; only silu"):
+        family.importer.config_from_kwargs(family.settings | {"activation": None})
 
 
 @pytest.mark.parametrize(
