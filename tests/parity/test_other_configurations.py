@@ -31,6 +31,7 @@ Kwargs = dict[str, Any]
 BASES = ("gaussian", "spherical_bessel", "bernstein")
 ENVELOPES: list[Kwargs] = [{"name": "polynomial", "exponent": 4}, {"name": "exponential"}]
 PATHS = ("quad_interaction", "atom_edge_interaction", "edge_atom_interaction", "atom_interaction")
+NO_FORCES: Kwargs = {"regress_forces": False, "direct_forces": False}
 BESSEL_SCALED: Kwargs = {"rbf": {"name": "spherical_bessel"}, "scale_basis": True}
 
 
@@ -141,9 +142,10 @@ def test_gemnet_t_agrees_with_every_radial_basis(basis: str, envelope: Kwargs, d
     assert_agrees(T, small_cell(), rbf={"name": basis}, envelope=envelope, direct_forces=direct)
 
 
+@pytest.mark.parametrize("direct", [True, False], ids=["unread force heads", "no force heads"])
 @pytest.mark.parametrize("family", [T, OC], ids=str)
-def test_a_mean_energy_without_forces_agrees(family: Family) -> None:
-    assert_agrees(family, small_cell(), extensive=False, regress_forces=False)
+def test_a_mean_energy_without_forces_agrees(family: Family, direct: bool) -> None:
+    assert_agrees(family, small_cell(), extensive=False, regress_forces=False, direct_forces=direct)
 
 
 @pytest.mark.parametrize("family", [T, OC], ids=str)
@@ -273,7 +275,7 @@ def test_a_null_activation_is_refused_as_it_means_none_at_all(family: Family) ->
         (T, {"rbf": {"name": "bernstein"}, "envelope": {"name": "exponential"}, "direct_forces": False}),
         (OC, {}),
         *((OC, {**BESSEL_SCALED, "rbf_spherical": {"name": "bernstein"}, path: False}) for path in PATHS),
-        (OC, {**BESSEL_SCALED, **dict.fromkeys(PATHS, False), "qint_tags": [2], "regress_forces": False}),
+        (OC, {**BESSEL_SCALED, **dict.fromkeys(PATHS, False), "qint_tags": [2], **NO_FORCES}),
         (TUM, {"forces_coupled": True}),
         (TUM, {"triplets_only": True, "direct_forces": False}),
     ],

@@ -88,8 +88,13 @@ def key_map(config: GemNetConfig) -> KeyMap:
     describe_embeddings(keys)
     keys.move("mlp_rbf3.linear.weight", "bases.radial_triplet.weight")
     keys.move("mlp_cbf3.weight", "bases.circular_triplet.weight")
+    # The released class has force heads wherever direct_forces is true, even if regress_forces is false.
+    unread = KeyMap()
     for index in range(config.n_blocks + 1):
         _describe_output_block(keys, config, index)
+        _describe_force_block(keys if config.has_direct_forces else unread, config, index)
+    if config.forces == "none":
+        keys.leave_unread(unread)
     for index in range(config.n_blocks):
         released, ours = f"int_blocks.{index}", f"blocks.{index}"
         describe_triplets(keys, f"{released}.trip_interaction", f"{ours}.triplets")
@@ -110,9 +115,10 @@ def _describe_output_block(keys: KeyMap, config: GemNetConfig, index: int) -> No
     describe_edges_to_atoms(keys, config, released, f"{ours}.to_atoms")
     keys.alias_below(f"{released}.seq_energy.", f"{released}.layers.")
     keys.move(f"{released}.out_energy.linear.weight", f"energy_head.outputs.{index}.dense.weight")
-    if not config.has_direct_forces:
-        return
-    ours = f"force_branches.{index}"
+
+
+def _describe_force_block(keys: KeyMap, config: GemNetConfig, index: int) -> None:
+    released, ours = f"out_blocks.{index}", f"force_branches.{index}"
     describe_stack(keys, f"{released}.seq_forces", f"{ours}.layers", config.layers.atom, True)
     keys.move(f"{released}.dense_rbf_F.linear.weight", f"{ours}.radial.weight")
     keys.move_scale(f"{released}.scale_rbf_F", f"{ours}.scale_radial")

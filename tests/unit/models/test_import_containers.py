@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ocpgem.errors import CheckpointError, RequestError
 from ocpgem.models.import_weights.export import export_released
-from ocpgem.models.import_weights.fairchem_gemnet_t import key_map
-from ocpgem.models.import_weights.released import Imported, import_released
+from ocpgem.models.import_weights.released import FAMILIES, Imported, import_released
 from ocpgem.models.potential import Normalization, Potential
 from tests.unit.models.released_files import MODELS, OC20, container, equal_weights, random_potential
 from tests.unit.models.test_import_safe_load import Calls
@@ -268,10 +267,10 @@ def test_scale_factors_that_disagree_are_refused_and_foreign_ones_are_named(tmp_
     assert any("QuadInteraction_1_had_rbf" in note for note in imported.notes)
 
 
-def trained(content: dict[str, Any], potential: Potential) -> dict[str, Tensor]:
+def trained(content: dict[str, Any], potential: Potential, name: str = "dT") -> dict[str, Tensor]:
     """Give the container moving averages; returns them by name, second names left out."""
-    keys = key_map(potential.config)
-    names = keys.trainable(content["state_dict"])
+    family = FAMILIES["gemnet_oc" if name == "OC" else "gemnet_t"]
+    names = family.key_map(potential.config).trainable(content["state_dict"])
     averages = {name: content["state_dict"][name] + 0.5 for name in names}
     content["ema"] = {"decay": 0.999, "num_updates": None, "shadow_params": list(averages.values())}
     return averages
@@ -289,6 +288,23 @@ def test_moving_averages_are_taken_unless_the_raw_weights_are_wanted(tmp_path: P
     ):
         assert torch.equal(ours, theirs + 0.5), name
     assert equal_weights(read(content, tmp_path, weights="ema").potential, averaged.potential)
+
+
+@pytest.mark.parametrize("name", ["dT", "OC"])
+def test_force_heads_that_nothing_reads_are_left_out_though_they_have_averages(
+    name: str, tmp_path: Path
+) -> None:
+    potential, content = container(tmp_path, name)
+    averages = trained(content, potential, name)
+    with_heads = read(content, tmp_path).potential.state_dict()
+    content["config"]["model"]["regress_forces"] = False
+    imported = read(content, tmp_path).potential
+    assert imported.config.forces == "none"
+    assert all(value.equal(with_heads[key]) for key, value in imported.state_dict().items())
+    export_released(imported, tmp_path / "back.pt")
+    written = torch.load(tmp_path / "back.pt", weights_only=True)["state_dict"]
+    assert "out_blocks.0.dense_rbf_F.linear.weight" in averages.keys() - written.keys()
+    assert equal_weights(import_released(tmp_path / "back.pt").potential, imported)
 
 
 def test_moving_averages_that_do_not_fit_or_are_not_there(tmp_path: Path) -> None:
