@@ -6,6 +6,7 @@ The loop implementation (loop_reference.py) knows nothing of ocpgem; random weig
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ Kwargs = dict[str, Any]
 BASES = ("gaussian", "spherical_bessel", "bernstein")
 ENVELOPES: list[Kwargs] = [{"name": "polynomial", "exponent": 4}, {"name": "exponential"}]
 PATHS = ("quad_interaction", "atom_edge_interaction", "edge_atom_interaction", "atom_interaction")
+FORCE_HEAD = re.compile(r"seq_forces|_rbf_F|out_mlp_F|out_forces")
 NO_FORCES: Kwargs = {"regress_forces": False, "direct_forces": False}
 BESSEL_SCALED: Kwargs = {"rbf": {"name": "spherical_bessel"}, "scale_basis": True}
 
@@ -199,6 +201,36 @@ def test_gemnet_oc_agrees_with_every_combination_of_paths(changes: Kwargs, paths
 )
 def test_gemnet_oc_agrees(changes: Kwargs) -> None:
     assert_agrees(OC, small_cell(), **changes)
+
+
+@pytest.mark.filterwarnings("ignore:a system of .* has no edges")
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "gradient"])
+def test_systems_without_edges_have_the_energies_of_the_released_gemnet_oc(direct: bool) -> None:
+    """The numbers are those of fairchem-core 1.10.0 in float64, for a batch of these systems and weights.
+
+    For the gradient its attribute direct_forces was set to false after loading. The last system has edges of the
+    atom-atom graph only.
+    """
+    in_a_box = (20 * torch.eye(3, dtype=torch.float64), torch.tensor([6, 8]), torch.tensor([2, 2]))
+    pair = torch.tensor([[0, 0, 0], [0, 0, 5.2]], dtype=torch.float64)
+    systems = [
+        small_cell(),
+        Structure(pair[:1], in_a_box[0], torch.tensor([8]), torch.tensor([2]), True),
+        Structure(pair, *in_a_box, True),
+    ]
+    state = OC.random_state(OC.settings)
+    if not direct:  # the released class then has no force heads
+        state = {key: value for key, value in state.items() if not FORCE_HEAD.search(key)}
+    model = imported(OC, OC.settings | {"direct_forces": direct}, state)
+    found = [predict(model, system) for system in systems]
+    energies = [-19464.662574768485, -1.4721157915130052, -1.5126241945655192]
+    assert [float(each.energy) for each in found] == pytest.approx(energies, rel=1e-12)
+    _, of_atom, of_pair = (each.forces for each in found)
+    assert of_atom is not None
+    assert of_pair is not None
+    assert of_atom.eq(0).all()
+    along = 0.0 if direct else 0.009783311609477995
+    assert of_pair[:, 2].tolist() == pytest.approx([along, -along], rel=1e-9)
 
 
 @pytest.mark.parametrize(
