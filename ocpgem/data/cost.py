@@ -93,7 +93,7 @@ def fit_edge_cost(dataset: Dataset, graph: GraphSpec, sample: int = SAMPLE) -> C
     for place in places.tolist():
         try:
             system = dataset[place]
-            counted.append(len(edges_of(system, graph).main))
+            counted.append(max(1, len(edges_of(system, graph).main)))
         except DataError as error:
             failure = error
             continue

@@ -69,6 +69,11 @@ class GraphSpec:
         return Limit(self.cutoff, self.max_neighbors)
 
     @property
+    def may_be_empty(self) -> bool:
+        """Whether a system may have no main edge: GemNet-OC gives it an energy, the others do not (gemnet.md 1.10)."""
+        return self.self_images == "positive"
+
+    @property
     def parent(self) -> Limit:
         """The limit of the one search from whose neighbours every graph selects."""
         limits = self._limits().values()

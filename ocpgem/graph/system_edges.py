@@ -1,5 +1,6 @@
 """The edges of one system in every graph that a model asks for; numpy alone, so that reading data needs no torch."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ def system_edges(
 
     pos: [n, 3] in A; cell: [3, 3] row vectors in A; pbc: [3] bool; tags: [n], needed where the spec selects by
     them. Raises DataError for input the search cannot use, for missing tags, for a system without neighbours,
-    and for one whose edges all vanish in symmetrisation.
+    and for one whose edges all vanish in symmetrisation; of these last two it only warns if spec.may_be_empty.
     """
     return select_edges(neighbor_search(pos, cell, pbc, spec.parent.cutoff), len(np.asarray(pos)), spec, tags)
 
@@ -40,17 +41,9 @@ def select_edges(
     """`system_edges` for neighbours [within spec.parent.cutoff] that are known already."""
     found = _kept(neighbors, n_atoms, spec)
     near = _selected(found, spec.main, n_atoms, spec)
-    if len(near) == 0:
-        raise DataError(
-            f"no two of its {n_atoms} atoms are within {spec.cutoff} A; "
-            "check positions and cell, raise the cutoff or leave the system out"
-        )
     main = symmetrize(near, spec.self_images) if spec.truncation == "released" else join_directions(near)
     if len(main) == 0:
-        raise DataError(
-            f"none of its edges is left after keeping {spec.max_neighbors} neighbours an atom; "
-            "raise max_neighbors"
-        )
+        _without_edges(near, n_atoms, spec)
 
     def directed(limit: Limit | None) -> Edges | None:
         return None if limit is None else _selected(found, limit, n_atoms, spec)
@@ -59,6 +52,27 @@ def select_edges(
     if quadruplet is not None and spec.quadruplet_tags is not None:
         quadruplet = _tagged(quadruplet, tags, spec.quadruplet_tags, n_atoms)
     return SystemEdges(n_atoms, main, directed(spec.atom_edge), quadruplet, directed(spec.atom_atom))
+
+
+def _without_edges(near: Edges, n_atoms: int, spec: GraphSpec) -> None:
+    """Warn of a system without main edges, `near` before symmetrisation, or refuse it."""
+    if spec.may_be_empty:
+        warnings.warn(
+            f"a system of {n_atoms} atoms has no edges of the main graph (cutoff {spec.cutoff} A, "
+            f"max_neighbors {spec.max_neighbors}); as with the released GemNet-OC it has an energy all the same, and "
+            "direct forces of 0",
+            stacklevel=3,
+        )
+    elif len(near) == 0:
+        raise DataError(
+            f"no two of its {n_atoms} atoms are within {spec.cutoff} A; "
+            "check positions and cell, raise the cutoff or leave the system out"
+        )
+    else:
+        raise DataError(
+            f"none of its edges is left after keeping {spec.max_neighbors} neighbours an atom; "
+            "raise max_neighbors"
+        )
 
 
 def _kept(found: NeighborList, n_atoms: int, spec: GraphSpec) -> NeighborList:

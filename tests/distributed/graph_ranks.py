@@ -77,6 +77,14 @@ def cases(groups: dict[int, GraphGroup]) -> Iterator[tuple[str, float]]:
             yield f"{case}, {size} ranks", difference(potential, slabs, graph)
         if 4 in groups:  # of which one gets no atom
             yield f"{case}, 3 atoms", difference(potential, pair, groups[4])
+        if 2 in groups and potential.graph_spec.may_be_empty:
+            yield f"{case}, no edges", difference(potential, without_edges(slabs), groups[2])
+
+
+def without_edges(batch: SimpleNamespace) -> SimpleNamespace:
+    """The same systems with their atoms too far from one another for any edge."""
+    far = torch.arange(len(batch.pos), dtype=batch.pos.dtype).unsqueeze(1) * 100.0
+    return SimpleNamespace(**vars(batch) | {"pos": batch.pos + far, "pbc": torch.zeros_like(batch.pbc)})
 
 
 def random_cases(groups: dict[int, GraphGroup]) -> Iterator[tuple[str, float]]:

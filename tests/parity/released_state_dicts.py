@@ -83,7 +83,7 @@ class _Writer:
         self.kw, self.state = kw, dict[str, Tensor]()
         self.generator = torch.Generator().manual_seed(7)
         self.atom, self.edge, self.radial = (kw[f"emb_size_{part}"] for part in ("atom", "edge", "rbf"))
-        self.direct = kw.get("direct_forces", False) and kw.get("regress_forces", True)
+        self.direct = kw.get("direct_forces", False)  # whatever regress_forces says
 
     def weight(self, key: str, *shape: int) -> None:
         self.state[key] = 1.2 / math.sqrt(shape[-1]) * torch.randn(*shape, generator=self.generator)

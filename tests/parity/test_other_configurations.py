@@ -6,6 +6,7 @@ The loop implementation (loop_reference.py) knows nothing of ocpgem; random weig
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ocpgem.checkpoint import load_potential
 from ocpgem.cli import main
+from ocpgem.errors import CheckpointError
 from ocpgem.graph.topology import build_topology
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.model import GemNet, Structures
@@ -30,6 +32,8 @@ Kwargs = dict[str, Any]
 BASES = ("gaussian", "spherical_bessel", "bernstein")
 ENVELOPES: list[Kwargs] = [{"name": "polynomial", "exponent": 4}, {"name": "exponential"}]
 PATHS = ("quad_interaction", "atom_edge_interaction", "edge_atom_interaction", "atom_interaction")
+FORCE_HEAD = re.compile(r"seq_forces|_rbf_F|out_mlp_F|out_forces")
+NO_FORCES: Kwargs = {"regress_forces": False, "direct_forces": False}
 BESSEL_SCALED: Kwargs = {"rbf": {"name": "spherical_bessel"}, "scale_basis": True}
 
 
@@ -140,9 +144,10 @@ def test_gemnet_t_agrees_with_every_radial_basis(basis: str, envelope: Kwargs, d
     assert_agrees(T, small_cell(), rbf={"name": basis}, envelope=envelope, direct_forces=direct)
 
 
+@pytest.mark.parametrize("direct", [True, False], ids=["unread force heads", "no force heads"])
 @pytest.mark.parametrize("family", [T, OC], ids=str)
-def test_a_mean_energy_without_forces_agrees(family: Family) -> None:
-    assert_agrees(family, small_cell(), extensive=False, regress_forces=False)
+def test_a_mean_energy_without_forces_agrees(family: Family, direct: bool) -> None:
+    assert_agrees(family, small_cell(), extensive=False, regress_forces=False, direct_forces=direct)
 
 
 @pytest.mark.parametrize("family", [T, OC], ids=str)
@@ -198,6 +203,36 @@ def test_gemnet_oc_agrees(changes: Kwargs) -> None:
     assert_agrees(OC, small_cell(), **changes)
 
 
+@pytest.mark.filterwarnings("ignore:a system of .* has no edges")
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "gradient"])
+def test_systems_without_edges_have_the_energies_of_the_released_gemnet_oc(direct: bool) -> None:
+    """The numbers are those of fairchem-core 1.10.0 in float64, for a batch of these systems and weights.
+
+    For the gradient its attribute direct_forces was set to false after loading. The last system has edges of the
+    atom-atom graph only.
+    """
+    in_a_box = (20 * torch.eye(3, dtype=torch.float64), torch.tensor([6, 8]), torch.tensor([2, 2]))
+    pair = torch.tensor([[0, 0, 0], [0, 0, 5.2]], dtype=torch.float64)
+    systems = [
+        small_cell(),
+        Structure(pair[:1], in_a_box[0], torch.tensor([8]), torch.tensor([2]), True),
+        Structure(pair, *in_a_box, True),
+    ]
+    state = OC.random_state(OC.settings)
+    if not direct:  # the released class then has no force heads
+        state = {key: value for key, value in state.items() if not FORCE_HEAD.search(key)}
+    model = imported(OC, OC.settings | {"direct_forces": direct}, state)
+    found = [predict(model, system) for system in systems]
+    energies = [-19464.662574768485, -1.4721157915130052, -1.5126241945655192]
+    assert [float(each.energy) for each in found] == pytest.approx(energies, rel=1e-12)
+    _, of_atom, of_pair = (each.forces for each in found)
+    assert of_atom is not None
+    assert of_pair is not None
+    assert of_atom.eq(0).all()
+    along = 0.0 if direct else 0.009783311609477995
+    assert of_pair[:, 2].tolist() == pytest.approx([along, -along], rel=1e-9)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -229,7 +264,7 @@ def test_direct_forces_of_a_planar_molecule_agree() -> None:
 @pytest.mark.parametrize(
     ("family", "key"),
     [
-        *itertools.product([T, OC], ["rbf", "envelope", "extensive", "cbf"]),
+        *itertools.product([T, OC], ["rbf", "envelope", "cbf", "direct_forces"]),
         *itertools.product([T], ["cutoff", "max_neighbors"]),
         *itertools.product(
             [OC], ["qint_tags", "sbf", "rbf_spherical", "cutoff_aint", "max_neighbors_qint", "scale_basis"]
@@ -245,12 +280,34 @@ def test_a_null_argument_means_the_default(family: Family, key: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        *itertools.product([T, OC], ["extensive", "regress_forces"]),
+        (OC, "enforce_max_neighbors_strictly"),
+        (TUM, "extensive"),
+    ],
+    ids=str,
+)
+def test_a_null_switch_is_off_even_if_it_is_on_by_default(family: Family, key: str) -> None:
+    """T and OC of fairchem-core 1.10.0 gave the same numbers for null and false; the original code was not run."""
+    read = family.importer.config_from_kwargs
+    assert read(family.settings | {key: None}) == read(family.settings | {key: False})
+    assert read(family.settings | {key: None}) != read(family.settings | {key: True})
+
+
+@pytest.mark.parametrize("family", [T, OC, TUM], ids=str)
+def test_a_null_activation_is_refused_as_it_means_none_at_all(family: Family) -> None:
+    with pytest.raises(CheckpointError, match="activation is null, which stands for none at all; only silu"):
+        family.importer.config_from_kwargs(family.settings | {"activation": None})
+
+
+@pytest.mark.parametrize(
     ("family", "changes"),
     [
         (T, {"rbf": {"name": "bernstein"}, "envelope": {"name": "exponential"}, "direct_forces": False}),
         (OC, {}),
         *((OC, {**BESSEL_SCALED, "rbf_spherical": {"name": "bernstein"}, path: False}) for path in PATHS),
-        (OC, {**BESSEL_SCALED, **dict.fromkeys(PATHS, False), "qint_tags": [2], "regress_forces": False}),
+        (OC, {**BESSEL_SCALED, **dict.fromkeys(PATHS, False), "qint_tags": [2], **NO_FORCES}),
         (TUM, {"forces_coupled": True}),
         (TUM, {"triplets_only": True, "direct_forces": False}),
     ],

@@ -145,14 +145,19 @@ def key_map(config: GemNetConfig) -> KeyMap:
     keys = KeyMap()
     describe_embeddings(keys)
     _describe_bases(keys, config)
+    # The released class has force heads wherever direct_forces is true, even if regress_forces is false.
+    unread = KeyMap()
+    force_keys = keys if config.has_direct_forces else unread
     for index in range(config.n_blocks + 1):
         _describe_output_block(keys, config, index)
+        _describe_force_block(force_keys, config, index)
     for index in range(config.n_blocks):
         _describe_interactions(keys, config, f"int_blocks.{index}", f"blocks.{index}")
         describe_block_layers(keys, config, f"int_blocks.{index}", f"blocks.{index}")
     _describe_head(keys, config, "E", "out_energy", "energy_head")
-    if config.has_direct_forces:
-        _describe_head(keys, config, "F", "out_forces", "force_head")
+    _describe_head(force_keys, config, "F", "out_forces", "force_head")
+    if config.forces == "none":
+        keys.leave_unread(unread)
     return keys
 
 
@@ -275,9 +280,10 @@ def _describe_output_block(keys: KeyMap, config: GemNetConfig, index: int) -> No
     describe_edges_to_atoms(keys, config, released, f"{ours}.to_atoms")
     keys.alias_below(f"{released}.seq_energy_pre.", f"{released}.layers.")
     describe_residuals(keys, f"{released}.seq_energy2", f"{ours}.after_atom", head.after_atom if head else 0)
-    if not config.has_direct_forces:
-        return
-    ours = f"force_branches.{index}"
+
+
+def _describe_force_block(keys: KeyMap, config: GemNetConfig, index: int) -> None:
+    released, ours = f"out_blocks.{index}", f"force_branches.{index}"
     describe_residuals(keys, f"{released}.seq_forces", f"{ours}.layers", config.layers.atom)
     keys.move(f"{released}.dense_rbf_F.linear.weight", f"{ours}.radial.weight")
     keys.move_scale(f"{released}.scale_rbf_F", f"{ours}.scale_radial")

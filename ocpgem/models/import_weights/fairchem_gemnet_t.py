@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ocpgem.errors import CheckpointError
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.import_weights.mapping import KeyMap
 from ocpgem.models.import_weights.released_blocks import (
@@ -29,15 +30,19 @@ _RADIAL = ("gaussian", "spherical_bessel", "bernstein")
 def config_from_kwargs(kwargs: Mapping[str, Any]) -> GemNetConfig:
     """Our configuration for the constructor arguments of the released class.
 
-    Raises CheckpointError naming an argument that has no counterpart.
+    Raises CheckpointError naming a setting that has no counterpart.
     """
     args = {"regress_forces": True, "direct_forces": False, **arguments_of(kwargs, _FAMILY)}
     basis_name(args.pop("cbf", {"name": "spherical_harmonics"}), "cbf", ("spherical_harmonics",))
     regress, direct = args.pop("regress_forces"), args.pop("direct_forces")
     rbf = args.pop("rbf", {"name": "gaussian"})
     args.pop("scatter_atoms", None)  # how GemNet-XL divided its work
-    if not args.pop("scale_num_blocks", False):
-        args.pop("scale_num_blocks", None)
+    if args.pop("scale_num_blocks", False):
+        raise CheckpointError(
+            "scale_num_blocks is on, which no released GemNet-XL uses and which is not built: it divides what the "
+            "output blocks add up by num_blocks + 1; divide the weights of every out_energy and out_forces by that "
+            "number and set it to false"
+        )
     config = {
         "variant": "gemnet_dT" if direct and regress else "gemnet_T",
         "forces": ("direct" if direct else "gradient") if regress else "none",
@@ -83,8 +88,13 @@ def key_map(config: GemNetConfig) -> KeyMap:
     describe_embeddings(keys)
     keys.move("mlp_rbf3.linear.weight", "bases.radial_triplet.weight")
     keys.move("mlp_cbf3.weight", "bases.circular_triplet.weight")
+    # The released class has force heads wherever direct_forces is true, even if regress_forces is false.
+    unread = KeyMap()
     for index in range(config.n_blocks + 1):
         _describe_output_block(keys, config, index)
+        _describe_force_block(keys if config.has_direct_forces else unread, config, index)
+    if config.forces == "none":
+        keys.leave_unread(unread)
     for index in range(config.n_blocks):
         released, ours = f"int_blocks.{index}", f"blocks.{index}"
         describe_triplets(keys, f"{released}.trip_interaction", f"{ours}.triplets")
@@ -105,9 +115,10 @@ def _describe_output_block(keys: KeyMap, config: GemNetConfig, index: int) -> No
     describe_edges_to_atoms(keys, config, released, f"{ours}.to_atoms")
     keys.alias_below(f"{released}.seq_energy.", f"{released}.layers.")
     keys.move(f"{released}.out_energy.linear.weight", f"energy_head.outputs.{index}.dense.weight")
-    if not config.has_direct_forces:
-        return
-    ours = f"force_branches.{index}"
+
+
+def _describe_force_block(keys: KeyMap, config: GemNetConfig, index: int) -> None:
+    released, ours = f"out_blocks.{index}", f"force_branches.{index}"
     describe_stack(keys, f"{released}.seq_forces", f"{ours}.layers", config.layers.atom, True)
     keys.move(f"{released}.dense_rbf_F.linear.weight", f"{ours}.radial.weight")
     keys.move_scale(f"{released}.scale_rbf_F", f"{ours}.scale_radial")

@@ -67,6 +67,7 @@ class KeyMap:
         self._aliases: dict[str, list[str]] = {}
         self._constants: dict[str, Tensor] = {}
         self._unread: dict[str, Tensor] = {}
+        self._unread_if_there: set[str] = set()
 
     def move(
         self,
@@ -111,6 +112,11 @@ class KeyMap:
         """`key` is a released parameter that no output depends on; we have none, and write its initial value."""
         self._unread[key] = initial
 
+    def leave_unread(self, others: "KeyMap") -> None:
+        """A file may hold what `others` describes, but no output depends on it; we have none and write none."""
+        for entry in others._entries():
+            self._unread_if_there.update(others._names(entry.released))
+
     @property
     def scale_names(self) -> list[str]:
         """The released module names of the scale factors, without ".scale_factor"."""
@@ -134,7 +140,8 @@ class KeyMap:
     def trainable(self, state_keys: Iterable[str]) -> list[str]:
         """Those of `state_keys` that are trainable parameters, each tensor under the first of its names."""
         first_names = {name: move.released for move in self._moves for name in self._names(move.released)}
-        first_names |= {key: key for key in self._unread if not key.endswith(SCALE_SUFFIX)}
+        unread = {*self._unread, *self._unread_if_there}
+        first_names |= {key: key for key in unread if not key.endswith(SCALE_SUFFIX)}
         seen: set[str] = set()
         found = []
         for key in state_keys:
@@ -158,7 +165,7 @@ class KeyMap:
         Second names and constants may be absent; where present they must agree. Raises CheckpointError that lists the
         keys of `source` that have no use, what is missing, and the shapes that differ.
         """
-        unused = set(source) - set(self._unread)
+        unused = set(source) - set(self._unread) - self._unread_if_there
         missing: list[str] = []
         shapes: list[str] = []
         target: dict[str, Tensor] = {}

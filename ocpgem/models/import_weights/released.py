@@ -1,6 +1,7 @@
 """From a released file to a potential: every source tensor used once, every target filled."""
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -17,6 +18,12 @@ from ocpgem.models.potential import Normalization, Potential
 from ocpgem.models.target_files import read_element_energies
 
 Weights = Literal["ema", "raw"]
+log = logging.getLogger("ocpgem")
+
+_NOT_PERIODIC = (
+    "periodicity: the settings say use_pbc: false, so the released model sees no periodic images; here each system "
+    "says in what it is periodic, so for the same energies give it systems whose pbc is false"
+)
 
 
 class Family(Protocol):
@@ -76,6 +83,9 @@ def import_released(
             f"{container.normalization.absent_references}, which the file does not hold; name them with "
             "--element-references"
         )
+    if not container.kwargs.get("use_pbc", True):
+        container.notes.append(_NOT_PERIODIC)
+        log.warning("%s: %s", container.origin, _NOT_PERIODIC)  # also where a released file is used as it is
     notes = [*container.notes, _choose_weights(container, keys, weights)]
     notes += _complete_scales(container, keys, scale_file)
     normalization = _normalization(container, config)

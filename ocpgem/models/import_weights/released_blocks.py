@@ -18,18 +18,25 @@ _RADIAL_PARAMETER = {
 }
 _NOT_THE_MODEL = ("otf_graph", "use_pbc", "use_pbc_single", "scale_file", "num_atoms", "bond_feat_dim")
 """Arguments of the released classes that say nothing about what is computed here."""
+_NULL_IS_FALSE = ("regress_forces", "extensive", "enforce_max_neighbors_strictly")
+"""Switches that are on by default, which the released classes take as off where a file says null."""
 
 
 def arguments_of(kwargs: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """A copy of the constructor arguments without those that do not matter or that are None, which means the default.
+    """A copy of the constructor arguments without those that do not matter or whose None means the default.
 
+    None means false for switches. Elsewhere it is the default of the released classes, or they fail with it.
     Raises CheckpointError for an activation or a number of targets that is not built.
     """
     args = {key: value for key, value in kwargs.items() if key not in _NOT_THE_MODEL and value is not None}
-    if args.pop("activation", "swish") not in ("silu", "swish"):
+    args |= {key: False for key in _NULL_IS_FALSE if key in kwargs and kwargs[key] is None}
+    activation = kwargs.get("activation", "swish")
+    if activation not in ("silu", "swish"):
+        given = "null, which stands for none at all" if activation is None else repr(activation)
         raise CheckpointError(
-            "only the activation silu (swish) is supported; no released GemNet uses another"
+            f"activation is {given}; only silu (swish) is supported, and no released GemNet uses another"
         )
+    args.pop("activation", None)
     if args.pop("num_targets", 1) not in (1, None):
         raise CheckpointError(
             f"only one energy per system is supported; this {family} has num_targets above 1"

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocpgem.models.import_weights.export import export_released
+from ocpgem.models.import_weights.export import export_released, family_of
+from ocpgem.models.import_weights.released import FAMILIES
 from ocpgem.models.potential import Normalization, Potential
 from tests.structures import small_config
 
@@ -107,6 +108,14 @@ def container(
     content: dict[str, Any] = torch.load(folder / "exported.pt", weights_only=True)
     (folder / "exported.pt").unlink()
     return potential, content
+
+
+def trained(content: dict[str, Any], potential: Potential) -> dict[str, Tensor]:
+    """Give the container moving averages; returns them by name, second names left out."""
+    names = FAMILIES[family_of(potential.config)].key_map(potential.config).trainable(content["state_dict"])
+    averages = {name: content["state_dict"][name] + 0.5 for name in names}
+    content["ema"] = {"decay": 0.999, "num_updates": None, "shadow_params": list(averages.values())}
+    return averages
 
 
 def equal_weights(a: Potential, b: Potential) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,9 @@ from torch import Tensor
 
 from ocpgem.errors import CheckpointError, RequestError
 from ocpgem.models.import_weights.export import export_released
-from ocpgem.models.import_weights.fairchem_gemnet_t import key_map
 from ocpgem.models.import_weights.released import Imported, import_released
-from ocpgem.models.potential import Normalization, Potential
-from tests.unit.models.released_files import MODELS, OC20, container, equal_weights, random_potential
+from ocpgem.models.potential import Normalization
+from tests.unit.models.released_files import MODELS, OC20, container, equal_weights, random_potential, trained
 from tests.unit.models.test_import_safe_load import Calls
 
 
@@ -222,6 +222,13 @@ def test_the_name_in_the_scale_file_of_gemnet_xl(tmp_path: Path) -> None:
     assert equal_weights(read(content, tmp_path).potential, potential)
 
 
+def test_an_option_of_gemnet_xl_that_divides_its_outputs_is_refused(tmp_path: Path) -> None:
+    _, content = container(tmp_path, "XL")
+    content["config"]["model"] |= {"name": "gp_gemnet_t", "scale_num_blocks": True}
+    with pytest.raises(CheckpointError, match=r"scale_num_blocks .* num_blocks \+ 1; divide the weights"):
+        read(content, tmp_path)
+
+
 def test_factors_stored_as_zero_are_taken_from_elsewhere_and_else_act_as_one(tmp_path: Path) -> None:
     potential, content = container(tmp_path, "OC")
     scales = scales_of(content["state_dict"])
@@ -261,43 +268,6 @@ def test_scale_factors_that_disagree_are_refused_and_foreign_ones_are_named(tmp_
     assert any("QuadInteraction_1_had_rbf" in note for note in imported.notes)
 
 
-def trained(content: dict[str, Any], potential: Potential) -> dict[str, Tensor]:
-    """Give the container moving averages; returns them by name, second names left out."""
-    keys = key_map(potential.config)
-    names = keys.trainable(content["state_dict"])
-    averages = {name: content["state_dict"][name] + 0.5 for name in names}
-    content["ema"] = {"decay": 0.999, "num_updates": None, "shadow_params": list(averages.values())}
-    return averages
-
-
-def test_moving_averages_are_taken_unless_the_raw_weights_are_wanted(tmp_path: Path) -> None:
-    potential, content = container(tmp_path)
-    trained(content, potential)
-    averaged, raw = read(content, tmp_path), read(content, tmp_path, weights="raw")
-    assert any("moving averages (ema)" in note for note in averaged.notes)
-    assert any("(raw)" in note for note in raw.notes)
-    assert equal_weights(raw.potential, potential)
-    for (name, ours), theirs in zip(
-        averaged.potential.named_parameters(), potential.parameters(), strict=True
-    ):
-        assert torch.equal(ours, theirs + 0.5), name
-    assert equal_weights(read(content, tmp_path, weights="ema").potential, averaged.potential)
-
-
-def test_moving_averages_that_do_not_fit_or_are_not_there(tmp_path: Path) -> None:
-    potential, content = container(tmp_path)
-    with pytest.raises(RequestError, match="--weights ema"):
-        read(content, tmp_path, weights="ema")
-    trained(content, potential)
-    shadow = content["ema"]["shadow_params"]
-    with pytest.raises(CheckpointError, match="its ema holds"):
-        read(content | {"ema": {"shadow_params": shadow[1:]}}, tmp_path)
-    with pytest.raises(CheckpointError, match=r"moving average of .* is .* take --weights raw"):
-        read(content | {"ema": {"shadow_params": [*shadow[1:], shadow[0]]}}, tmp_path)
-    with pytest.raises(CheckpointError, match="shadow_params"):
-        read(content | {"ema": {"decay": 0.9}}, tmp_path)
-
-
 def test_a_backbone_with_heads(tmp_path: Path) -> None:
     potential, content = container(tmp_path, "OC")
     model = content["config"]["model"]
@@ -321,6 +291,18 @@ def test_a_backbone_with_heads(tmp_path: Path) -> None:
     content["config"]["model"]["heads"]["forces"]["num_global_out_layers"] = layers + 1
     with pytest.raises(CheckpointError, match="disagree about num_global_out_layers"):
         read(content, tmp_path)
+
+
+@pytest.mark.parametrize("use_pbc", [False, None])
+def test_a_model_without_periodic_images_says_so(
+    use_pbc: bool | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, content = container(tmp_path)
+    said = "use_pbc: false, .* systems whose pbc is false"
+    assert not any(re.search(said, note) for note in read(content, tmp_path).notes)
+    content["config"]["model"]["use_pbc"] = use_pbc
+    assert any(re.search(said, note) for note in read(content, tmp_path).notes)
+    assert re.search(said, caplog.text)
 
 
 def test_bare_weights_take_their_settings_from_a_file(tmp_path: Path) -> None:
