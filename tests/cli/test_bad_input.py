@@ -117,7 +117,7 @@ def test_a_configuration_is_checked_with_the_files_that_it_names(place: Path, tm
     }
     cases: list[Case] = []
     for override, message in wrong.items():
-        code = 1 if "data.train" in override else 2
+        code = 1 if str(zero) in override else 2  # a damaged file, and else a wrong request
         cases.append(case(["config", "check", "good.yml", override], code, message))
     cases.append(case(["train", "good.yml", "optim.no_decay=[xyz]", "--dry-run"], 2, "names 'xyz'"))
     check(place, tmp_path, cases)
