@@ -112,7 +112,14 @@ def test_every_mistake_is_told_at_once(place: Path) -> None:
         examine(wrong, 5).require()
     lines = str(caught.value).splitlines()
     assert lines[0] == "6 mistakes:"
-    for part in ("empty", "zero.lmdb", "xyz", "nowhere does not exist", "zero.json", "than the 5 ranks"):
+    for part in (
+        "empty holds no data set",
+        "zero.lmdb",
+        "xyz",
+        "nowhere does not exist",
+        "zero.json",
+        "than the 5 ranks",
+    ):
         assert sum(part in line for line in lines) == 1, (part, lines)
 
 
