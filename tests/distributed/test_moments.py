@@ -80,6 +80,13 @@ def run_patched(patch: str, *words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def trained(*words: object) -> subprocess.CompletedProcess[str]:
+    """`train` with these words, which ends well."""
+    done = run_main("train", *words)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def records(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what depends on the clock."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -93,8 +100,7 @@ def test_fine_tuning_that_was_killed_in_its_first_checkpoint_starts_from_its_sou
 ) -> None:
     train, val = write_tiny_data(tmp_path)
     base = write_settings(tmp_path / "base.yml", tiny_settings(train, val, steps=2))
-    done = run_main("train", base, "--run-dir", tmp_path / "base")
-    assert done.returncode == 0, done.stderr
+    trained(base, "--run-dir", tmp_path / "base")
     settings = tiny_settings(
         train,
         val,
@@ -104,13 +110,11 @@ def test_fine_tuning_that_was_killed_in_its_first_checkpoint_starts_from_its_sou
         start_from={"checkpoint": str(tmp_path / "base")},
     )
     own = write_settings(tmp_path / "own.yml", settings)
-    done = run_main("train", own, "--run-dir", tmp_path / "whole")
-    assert done.returncode == 0, done.stderr
+    trained(own, "--run-dir", tmp_path / "whole")
     killed = run_patched(KILLED_WHILE_WRITING, "train", own, "--run-dir", tmp_path / "run")
     assert killed.returncode == -signal.SIGKILL
     assert (tmp_path / "run" / "checkpoints" / "2.partial").is_dir()
-    done = run_main("train", own, "--run-dir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    done = trained(own, "--run-dir", tmp_path / "run")
     assert "starting from" in done.stdout
     assert records(tmp_path / "run") == records(tmp_path / "whole")
 
@@ -132,16 +136,14 @@ def test_a_validation_that_a_signal_cut_short_counts_once(tmp_path: Path) -> Non
     )
     settings["data"]["val"]["second"] = str(val)
     config = write_settings(tmp_path / "config.yml", settings)
-    done = run_main("train", config, "--run-dir", tmp_path / "whole")
-    assert done.returncode == 0, done.stderr
+    trained(config, "--run-dir", tmp_path / "whole")
     cut = run_patched(SIGNALLED_IN_SECOND_SET, "train", config, "--run-dir", tmp_path / "run")
     assert cut.returncode == REQUEUE, cut.stderr
     # A kill after the validation was done again makes it be done once more.
     killed = run_patched(KILLED_BEFORE_THE_NEXT_STEP, "train", config, "--run-dir", tmp_path / "run")
     assert killed.returncode == -signal.SIGKILL
     assert records(tmp_path / "run")[-1]["kind"] == "val"
-    done = run_main("train", config, "--run-dir", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    trained(config, "--run-dir", tmp_path / "run")
     assert records(tmp_path / "run") == records(tmp_path / "whole")
     rates = [record["lr"] for record in records(tmp_path / "run") if record["kind"] == "train"]
     assert len(set(rates)) > 1
@@ -169,8 +171,7 @@ def test_a_kill_while_the_only_checkpoint_is_replaced_loses_nothing(tmp_path: Pa
         assert done.returncode == code, done.stderr
     left = {path.name for path in (run / "checkpoints").iterdir()}
     assert left == {"4.partial", "4.replaced.partial", "latest"}
-    done = run_main("train", config, "--run-dir", run)
-    assert done.returncode == 0, done.stderr
+    done = trained(config, "--run-dir", run)
     assert f"resuming from {run}/checkpoints/4 (step 4)" in done.stdout
     assert records(run) == records(whole)
     assert same_state(run, whole, 8)
@@ -187,8 +188,7 @@ def test_what_is_advised_where_a_single_system_does_not_fit_lets_the_run_go_on(t
     assert "ran out of memory with a micro-batch of 1 systems" in stopped.stderr
     assert "activation_checkpointing=true" in stopped.stderr
     assert "max_edges" not in stopped.stderr, "the loader refuses a limit below a single system"
-    done = run_main("train", config, "activation_checkpointing=true", "--run-dir", run)
-    assert done.returncode == 0, done.stderr
+    done = trained(config, "activation_checkpointing=true", "--run-dir", run)
     assert "(step 4)" in done.stdout
 
 
@@ -202,8 +202,7 @@ def test_a_lower_learning_rate_holds_from_the_next_step_on_and_is_told(tmp_path:
         ),
     )
     for words in ((), ("steps=4", "optim.lr=1e-5", "data.max_edges=500", "activation_checkpointing=true")):
-        done = run_main("train", config, *words, "--run-dir", tmp_path / "run")
-        assert done.returncode == 0, done.stderr
+        done = trained(config, *words, "--run-dir", tmp_path / "run")
     assert "optim.lr was 0.001 and is 1e-05, from the next step on" in done.stdout
     rates = [record["lr"] for record in records(tmp_path / "run") if record["kind"] == "train"]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-5, 1e-5])
