@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocpgem.graph.topology import EdgeSet, SymmetricEdgeSet, Topology
+from ocpgem.models.gemnet.activation import scaled_silu
 from ocpgem.models.gemnet.atom_paths import AtomAtomInteraction, AtomToEdgeInteraction, EdgeToAtomInteraction
 from ocpgem.models.gemnet.bases import Basis
 from ocpgem.models.gemnet.chains import residual_stack, widening_stack
@@ -20,7 +21,6 @@ from ocpgem.models.gemnet.layers import (
     combine,
     filtered,
     he_orthogonal_,
-    scaled_silu,
     skip,
 )
 from ocpgem.models.gemnet.quadruplets import QuadrupletInteraction
@@ -84,7 +84,7 @@ class EdgeEmbedding(Frugal, nn.Module):
         # h has fewer channels than its product with the weight, so that is computed where it is needed.
         of_sources = from_source(F.linear(gather_sources(h, edges), w_source), edges)
         of_atoms = of_sources + from_target(F.linear(h, w_target), edges)
-        return self.by_rows(scaled_silu, (F.linear(x, w_x) + of_atoms,), (), observed=False)
+        return scaled_silu(F.linear(x, w_x) + of_atoms)
 
 
 class EdgesToAtoms(Frugal, nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ocpgem.kernels import use_triton
-from ocpgem.models.gemnet.layers import SILU_SCALE, scaled_silu
+from ocpgem.models.gemnet.activation import SILU_SCALE, scaled_silu, silu_sum, times_second_derivative
 
 
 def run_rows(x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[Tensor] | None) -> Tensor:
@@ -58,8 +58,6 @@ def add_silu(x: Tensor, update: Tensor, number: int, own: bool) -> Tensor:
     """The running sum x after a residual block, in place of x if nobody else reads it (own)."""
     alpha = growth(number) * SILU_SCALE
     if use_triton(update):
-        from ocpgem.kernels.silu import silu_sum
-
         return silu_sum(update, alpha, x)
     update = F.silu(update)
     add = x.add_ if own and x.dtype == torch.result_type(x, update) else x.add
@@ -176,7 +174,7 @@ def tangents_of_rows(
         """The tangent behind SiLU; grad: of what is behind it. `by_tangent` is overwritten."""
         before = kept[place]
         behind = torch.ops.aten.silu_backward(by_tangent, before)
-        extra.append(_times_second_derivative(by_tangent.mul_(grad), before))
+        extra.append(times_second_derivative(by_tangent.mul_(grad), before))
         return behind
 
     tangent = tangent.to(kept[0].dtype)
@@ -194,10 +192,3 @@ def tangents_of_rows(
         update = through_activation(place + 1, activated @ weights[place + 1].t(), grad)
         tangent = torch.add(tangent, update, alpha=growth(number) * SILU_SCALE)
     return tangent, extra
-
-
-def _times_second_derivative(factor: Tensor, x: Tensor) -> Tensor:
-    """factor SiLU''(x), in place of factor; with s = sigmoid(x), SiLU'' = s (1 - s) (2 + x (1 - 2 s))."""
-    s = torch.sigmoid(x)
-    bracket = torch.addcmul(x, x, s, value=-2).add_(2)
-    return factor.mul_(bracket).mul_(torch.addcmul(s, s, s, value=-1))

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ocpgem.models.gemnet.activation import scaled_silu, skip_activated
 from ocpgem.models.gemnet.chain_passes import (
     WeightSums,
     gradient_of_rows,
@@ -22,8 +23,6 @@ from ocpgem.models.gemnet.layers import (
     ForceGradient,
     Frugal,
     Residual,
-    scaled_silu,
-    skip_activated,
 )
 
 
@@ -263,7 +262,7 @@ def _chain_gradient(
         of_rows, more = kept[: len(weights)], extra[: len(weights)]
         del kept[: len(weights)], extra[: len(weights)]
         start = grad[place] * (1 / growth(len(weights) // 2))
-        found = gradient_of_rows(x[place], back, of_rows, leading, start, sums, [], more)
+        found = gradient_of_rows(x[place], back, of_rows, leading, start, sums, None, more)
         if of_x is not None:
             of_x[place] = found
     return of_x, sums.times(factors)

@@ -25,5 +25,10 @@ def read_degrees(weights: Tensor, density: Tensor, n_spherical: int) -> list[Ten
         from ocpgem.kernels.angular import read
 
         return list(torch.unbind(read(weights[:, :, :n], density[:, :n], n_spherical), dim=2))
-    columns = [slice(degree**2, (degree + 1) ** 2) for degree in range(n_spherical)]
-    return [weights[:, :, of_degree] @ density[:, of_degree] for of_degree in columns]
+    sizes = [2 * degree + 1 for degree in range(n_spherical)]
+    rest = [weights.shape[2] - n] if weights.shape[2] > n else []
+    # Split, not sliced: the gradient of a slice is a tensor of the size of the whole, and of a split one for all parts.
+    of_weights, of_density = weights.split([*sizes, *rest], 2), density.split([*sizes, *rest], 1)
+    return [
+        weight @ own for weight, own in zip(of_weights[:n_spherical], of_density[:n_spherical], strict=True)
+    ]

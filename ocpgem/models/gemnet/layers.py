@@ -6,12 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ocpgem.kernels import use_triton
+from ocpgem.models.gemnet.activation import INV_SQRT_2, scaled_silu
 from ocpgem.models.gemnet.in_blocks import in_blocks, rows_in_cache
-
-INV_SQRT_2 = 2.0**-0.5
-SILU_SCALE = 1 / 0.6
-"""SiLU is divided by 0.6 so that it keeps the variance of a standard normal input."""
 
 Observer = Callable[["ScaleFactor", Tensor, Tensor | None, Tensor | None], None]
 """Takes a factor, the activation, its reference, and how often each row of that counts (None: once)."""
@@ -22,27 +18,9 @@ def float32_region(like: Tensor) -> torch.autocast:
     return torch.autocast(like.device.type, enabled=False)
 
 
-def scaled_silu(x: Tensor) -> Tensor:
-    """SiLU(x) / 0.6, any shape."""
-    if use_triton(x):
-        from ocpgem.kernels.silu import silu_sum
-
-        return silu_sum(x, SILU_SCALE)
-    return F.silu(x).mul_(SILU_SCALE)
-
-
 def skip(x: Tensor, update: Tensor) -> Tensor:
     """(x + update) / sqrt(2), which keeps the variance of independent inputs."""
     return torch.add(x, update).mul_(INV_SQRT_2)
-
-
-def skip_activated(x: Tensor, update: Tensor) -> Tensor:
-    """(x + SiLU(update) / 0.6) / sqrt(2)."""
-    if use_triton(update):
-        from ocpgem.kernels.silu import silu_sum
-
-        return silu_sum(update, SILU_SCALE, x, INV_SQRT_2)
-    return skip(x, scaled_silu(update))
 
 
 def he_orthogonal_(weight: Tensor) -> None:
@@ -109,7 +87,7 @@ class Dense(Frugal, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.product(x)
-        return self.by_rows(scaled_silu, (x,), (), observed=False) if self.activation else x
+        return scaled_silu(x) if self.activation else x
 
     def product(self, x: Tensor) -> Tensor:
         """x W^T, the pre-activation."""

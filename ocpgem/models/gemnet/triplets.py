@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocpgem.graph.topology import SymmetricEdgeSet
+from ocpgem.models.gemnet.activation import scaled_silu, skip_activated
 from ocpgem.models.gemnet.bases import TripletBasis
 from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import GemNetConfig
@@ -20,8 +21,6 @@ from ocpgem.models.gemnet.layers import (
     filtered,
     float32_region,
     he_orthogonal_,
-    scaled_silu,
-    skip_activated,
 )
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from ocpgem import kernels
-from ocpgem.kernels import angular, silu
+from ocpgem.kernels import angular, silu_triton
 from ocpgem.kernels.angular import accumulate, read
-from ocpgem.kernels.silu import silu_sum
+from ocpgem.models.gemnet.activation import silu_sum
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.densities import density, read_degrees
 from tests.structures import case_config, random_potential, random_slabs, topology_of
@@ -147,7 +147,7 @@ def main() -> None:
     torch.manual_seed(0)
     for name in ("launch_accumulate", "launch_read", "launch_weigh"):
         notice(angular, name)
-    notice(silu, "launch_silu")
+    notice(silu_triton, "launch_silu")
     found = sums(torch.float64) | sums(torch.float32) | activations() | derivatives()
     for case in ("gemnet_dT", "gemnet_T", "gemnet_OC"):
         found |= model(case)

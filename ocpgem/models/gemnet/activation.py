@@ -1,0 +1,134 @@
+"""The activation SiLU and its derivatives, which keep nothing but what they were given.
+
+torch differentiates SiLU twice, but takes its derivative apart for that, into operations that each keep and write what
+they compute. Models whose forces are gradients differentiate every activation twice.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ocpgem.kernels import use_triton
+from ocpgem.models.gemnet.in_blocks import places_in_cache
+
+SILU_SCALE = 1 / 0.6
+"""SiLU is divided by 0.6 so that it keeps the variance of a standard normal input."""
+INV_SQRT_2 = 2.0**-0.5
+_HIGHEST = 3
+"""The highest derivative of SiLU that a kernel knows."""
+
+
+def scaled_silu(x: Tensor) -> Tensor:
+    """SiLU(x) / 0.6, any shape."""
+    return silu_sum(x, SILU_SCALE)
+
+
+def skip_activated(x: Tensor, update: Tensor) -> Tensor:
+    """(x + SiLU(update) / 0.6) / sqrt(2)."""
+    return silu_sum(update, SILU_SCALE, x, INV_SQRT_2)
+
+
+def silu_sum(x: Tensor, alpha: float, base: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """scale * (base + alpha * SiLU(x)), without `base` scale * alpha * SiLU(x).
+
+    x, base: equal shapes. The result has the common dtype of both. Can be differentiated any number of times.
+    """
+    dtype = x.dtype if base is None else torch.promote_types(x.dtype, base.dtype)
+    if torch.compiler.is_compiling():  # which differentiates by itself
+        found = F.silu(x) * (alpha * scale)
+        return found if base is None else found + base * scale
+    return _SiluSum.apply(x, None, base, 0, alpha * scale, scale, dtype)
+
+
+def times_second_derivative(factor: Tensor, x: Tensor) -> Tensor:
+    """factor SiLU''(x), in place of factor; with s = sigmoid(x), SiLU'' = s (1 - s) (2 + x (1 - 2 s))."""
+    s = torch.sigmoid(x)
+    factor.mul_(torch.addcmul(x, x, s, value=-2).add_(2))
+    return torch.ops.aten.sigmoid_backward.grad_input(factor, s, grad_input=factor)
+
+
+class _SiluSum(torch.autograd.Function):
+    """scale * base + alpha * factor * (the derivative of SiLU of some order)(x); factor and base may be left out."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        factor: Tensor | None,
+        base: Tensor | None,
+        order: int,
+        alpha: float,
+        scale: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(x, factor)
+        ctx.order, ctx.alpha, ctx.scale = order, alpha, scale
+        ctx.base_dtype = None if base is None else base.dtype
+        if not use_triton(x):
+            return _in_torch(x, factor, base, order, alpha, scale, dtype)
+        from ocpgem.kernels.silu_triton import launch_silu
+
+        factor = None if factor is None else factor.contiguous()
+        base = None if base is None else base.contiguous()
+        return launch_silu(x.contiguous(), factor, base, order, alpha, scale, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, factor = ctx.saved_tensors
+        (grad,) = grads
+        of_x = of_factor = of_base = None
+        if ctx.needs_input_grad[0]:
+            of_x = _term(x, grad if factor is None else grad * factor, ctx.order + 1, ctx.alpha, x.dtype)
+        if ctx.needs_input_grad[1]:
+            of_factor = _term(x, grad, ctx.order, ctx.alpha, factor.dtype)
+        if ctx.needs_input_grad[2]:
+            of_base = (grad * ctx.scale).to(ctx.base_dtype)
+        return of_x, of_factor, of_base, None, None, None, None
+
+
+def _term(x: Tensor, factor: Tensor, order: int, alpha: float, dtype: torch.dtype) -> Tensor:
+    """alpha * factor * (the derivative of SiLU of an order)(x)."""
+    if order <= _HIGHEST:
+        found: Tensor = _SiluSum.apply(x, factor, None, order, alpha, 1.0, dtype)
+        return found
+    return (alpha * factor * _derivative(x, order)).to(dtype)
+
+
+def _derivative(x: Tensor, order: int) -> Tensor:
+    """The derivative of SiLU of an order, by differentiating it as often."""
+    with torch.enable_grad():
+        value = x if x.requires_grad else x.detach().requires_grad_()
+        derivative = F.silu(value)
+        for _ in range(order):
+            (derivative,) = torch.autograd.grad(derivative.sum(), value, create_graph=True)
+    return derivative
+
+
+def _in_torch(
+    x: Tensor,
+    factor: Tensor | None,
+    base: Tensor | None,
+    order: int,
+    alpha: float,
+    scale: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """What `_SiluSum` computes, some rows at a time; a base comes with order 0, a factor with all others."""
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    for place in places_in_cache(x):
+        rows = x[place]
+        if factor is None:
+            found = F.silu(rows)
+        elif order == 1:
+            found = torch.ops.aten.silu_backward(factor[place].to(rows.dtype), rows)
+        elif order == 2:
+            found = times_second_derivative(factor[place].to(rows.dtype, copy=True), rows)
+        else:
+            found = factor[place] * _derivative(rows.detach(), order).detach()
+        if base is None:
+            torch.mul(found, alpha, out=out[place])
+        else:
+            torch.add(base[place] * scale, found, alpha=alpha, out=out[place])
+    return out
