@@ -5,6 +5,7 @@ The rows are edges sorted by atom, 35 to an atom on average, as in a slab with a
 """
 
 import argparse
+import importlib.util
 import json
 import platform
 import sys
@@ -32,12 +33,18 @@ def segment_reduce(values: Tensor, ptr: Tensor) -> Tensor:
     return torch.segment_reduce(values.contiguous(), "sum", offsets=ptr, axis=0, unsafe=True)
 
 
+def embedding_bag(values: Tensor, ptr: Tensor) -> Tensor:
+    rows = torch.arange(values.shape[0], device=values.device)
+    return torch.embedding_bag(values, rows, ptr, mode=0, include_last_offset=True)[0]
+
+
 def torch_scatter(values: Tensor, ptr: Tensor) -> Tensor:
     return torch.ops.torch_scatter.segment_sum_csr(values.contiguous(), ptr, None)
 
 
 KERNELS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "torch index_add": index_add,
+    "torch embedding_bag": embedding_bag,
     "torch segment_reduce": segment_reduce,
     "torch-scatter": torch_scatter,
 }
@@ -97,7 +104,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=30)
     args = parser.parse_args()
-    if segment.BACKEND != "scatter":
+    if importlib.util.find_spec("torch_scatter") is None:
         sys.exit("torch-scatter is needed for the comparison: make setup-full")
     torch.set_num_threads(args.threads)
     rows = [

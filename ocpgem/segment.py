@@ -1,4 +1,4 @@
-"""Sums over consecutive rows: torch-scatter's CSR kernel where it is installed, else torch's own operations.
+"""Sums over consecutive rows: torch's own operations or, on machines with GPUs, torch-scatter's if it is installed.
 
 Both give the same numbers up to rounding and may be differentiated any number of times. torch-scatter's own
 `segment_csr` may not: its backward leaves the graph, so a second derivative loses terms without an error.
@@ -38,6 +38,8 @@ def _choose_backend() -> tuple[str, str]:
             ) from None
         missing = isinstance(error, ModuleNotFoundError)
         return "torch", "torch-scatter is not installed" if missing else f"torch-scatter fails: {first_line}"
+    if not wanted and not torch.cuda.is_available():
+        return "torch", "the fastest on a CPU"
     return "scatter", "torch-scatter is installed"
 
 
@@ -60,6 +62,13 @@ def segment_sum(values: Tensor, ptr: Tensor) -> Tensor:
     Returns [n_segments, ...] of the same dtype. Twice differentiable in `values`; waits for no device.
     """
     return _SegmentSum.apply(values, ptr)
+
+
+def ordered_sum(values: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
+    """`segment_sum` of values[order], without a derivative; order: int64 [n], rows of `values`, ptr: from 0 to n."""
+    if _bags_fit(values):
+        return _sum_bags(values, order, ptr)
+    return _sum(values.index_select(0, order), ptr)
 
 
 class _SegmentSum(torch.autograd.Function):
@@ -96,8 +105,9 @@ def _segment_of_row(ptr: Tensor, n_rows: int) -> Tensor:
 
 
 def _sum(values: Tensor, ptr: Tensor) -> Tensor:
-    is_plain = type(values) in (Tensor, torch.nn.Parameter)  # not a tensor of sizes only, as estimates use
-    if BACKEND == "scatter" and is_plain and (_SCATTER_HAS_CUDA or not values.is_cuda):
+    if _bags_fit(values):
+        return _sum_bags(values, torch.arange(values.shape[0]), ptr)
+    if BACKEND == "scatter" and _is_plain(values) and (_SCATTER_HAS_CUDA or not values.is_cuda):
         return torch.ops.torch_scatter.segment_sum_csr(values.contiguous(), ptr, None)
     if (
         values.is_cuda and values.is_floating_point()
@@ -105,6 +115,25 @@ def _sum(values: Tensor, ptr: Tensor) -> Tensor:
         return torch.segment_reduce(values.contiguous(), "sum", offsets=ptr, axis=0, unsafe=True)
     sums = values.new_zeros((ptr.shape[0] - 1, *values.shape[1:]))
     return sums.index_add_(0, _segment_of_row(ptr, values.shape[0]), values)
+
+
+def _is_plain(values: Tensor) -> bool:
+    """Not a tensor of sizes only, as estimates use."""
+    return type(values) in (Tensor, torch.nn.Parameter)
+
+
+def _bags_fit(values: Tensor) -> bool:
+    """Whether torch's sum over bags of embeddings, the fastest on a CPU, takes these values."""
+    if BACKEND == "scatter" or values.is_cuda or not _is_plain(values):
+        return False
+    return values.dtype in (torch.float32, torch.float64) and values.numel() > 0
+
+
+def _sum_bags(values: Tensor, rows: Tensor, ptr: Tensor) -> Tensor:
+    """The sum of the given rows of each segment, read where they lie."""
+    table = values.reshape(values.shape[0], -1)
+    sums: Tensor = torch.embedding_bag(table, rows, ptr, mode=0, include_last_offset=True)[0]
+    return sums.view(ptr.shape[0] - 1, *values.shape[1:])
 
 
 @torch.library.custom_op("ocpgem::segment_sum", mutates_args=())

@@ -23,7 +23,7 @@ from torch import Tensor
 from ocpgem.errors import RequestError
 from ocpgem.graph.exchange import Exchange, Part
 from ocpgem.parallel import group as world
-from ocpgem.segment import segment_sum
+from ocpgem.segment import ordered_sum
 
 
 @dataclass
@@ -108,7 +108,7 @@ class _SumBack(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange = exchange
         rows = _all_to_all(x.contiguous(), exchange.receive_counts, exchange.send_counts, exchange.group)
-        return segment_sum(rows.index_select(0, exchange.by_row), exchange.row_ptr)
+        return ordered_sum(rows, exchange.by_row, exchange.row_ptr)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

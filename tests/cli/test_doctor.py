@@ -70,18 +70,26 @@ def test_versions_other_than_the_tested_ones_are_a_note(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("backend", "status", "text"),
-    [("torch", "note", "torch's own"), ("scatter", "ok", "torch-scatter 2.1.2")],
+    ("gpu", "backend", "status", "text"),
+    [
+        (False, "torch", "ok", "torch's own"),
+        (False, "scatter", "ok", "torch-scatter 2.1.2"),
+        (True, "torch", "note", "torch's own"),
+        (True, "scatter", "ok", "torch-scatter 2.1.2"),
+    ],
 )
 def test_the_segment_sums_in_use_are_named(
-    backend: str, status: str, text: str, monkeypatch: pytest.MonkeyPatch
+    gpu: bool, backend: str, status: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if gpu:
+        pretend_gpus(monkeypatch, 9)
+        monkeypatch.setattr(segment, "scatter_has_cuda", lambda: True)
     monkeypatch.setattr(segment, "BACKEND", backend)
     real = metadata.version
     monkeypatch.setattr(metadata, "version", lambda name: "2.1.2" if name == "torch-scatter" else real(name))
     check = found("segment sums")
     assert (check.status, text in check.text) == (status, True)
-    assert backend != "torch" or f"data.pyg.org/whl/torch-{torch.__version__}.html" in check.text
+    assert status != "note" or f"data.pyg.org/whl/torch-{torch.__version__}.html" in check.text
 
 
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, major: int) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ocpgem import segment
 from ocpgem.errors import RequestError
-from ocpgem.segment import segment_sum
+from ocpgem.segment import ordered_sum, segment_sum
 
 needs_scatter = pytest.mark.skipif(
     importlib.util.find_spec("torch_scatter") is None,
@@ -119,6 +119,20 @@ def test_without_torch_scatter_torch_is_used(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv(segment.ENVIRONMENT_VARIABLE, raising=False)
     monkeypatch.setitem(sys.modules, "torch_scatter", None)
     assert segment._choose_backend()[0] == "torch"
+
+
+@needs_scatter
+@pytest.mark.parametrize(("gpu", "chosen"), [(False, "torch"), (True, "scatter")])
+def test_torch_scatter_is_chosen_for_gpus(gpu: bool, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(segment.ENVIRONMENT_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert segment._choose_backend()[0] == chosen
+
+
+def test_rows_in_another_order_are_summed_as_they_are_read(backend: str) -> None:
+    values, ptr = torch.randn(7, 3), pointers([4, 0, 5])
+    order = torch.tensor([6, 0, 0, 3, 1, 2, 5, 4, 1])
+    torch.testing.assert_close(ordered_sum(values, order, ptr), by_loop(values[order], ptr))
 
 
 def test_asking_for_a_missing_torch_scatter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

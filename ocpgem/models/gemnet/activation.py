@@ -42,11 +42,12 @@ def silu_sum(x: Tensor, alpha: float, base: Tensor | None = None, scale: float =
     return _SiluSum.apply(x, None, base, 0, alpha * scale, scale, dtype)
 
 
-def times_second_derivative(factor: Tensor, x: Tensor) -> Tensor:
-    """factor SiLU''(x), in place of factor; with s = sigmoid(x), SiLU'' = s (1 - s) (2 + x (1 - 2 s))."""
+def two_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
+    """SiLU'(x) and SiLU''(x), with s = sigmoid(x) and w = s (1 - s): s + x w, and w (2 + x (1 - 2 s))."""
     s = torch.sigmoid(x)
-    factor.mul_(torch.addcmul(x, x, s, value=-2).add_(2))
-    return torch.ops.aten.sigmoid_backward.grad_input(factor, s, grad_input=factor)
+    w = torch.addcmul(s, s, s, value=-1)
+    second = torch.addcmul(x, x, s, value=-2).add_(2).mul_(w)
+    return s.addcmul_(x, w), second
 
 
 class _SiluSum(torch.autograd.Function):
@@ -80,7 +81,7 @@ class _SiluSum(torch.autograd.Function):
         (grad,) = grads
         of_x = of_factor = of_base = None
         if ctx.needs_input_grad[0]:
-            of_x = _term(x, grad if factor is None else grad * factor, ctx.order + 1, ctx.alpha, x.dtype)
+            of_x = _product_term(x, grad, factor, ctx.order + 1, ctx.alpha, x.dtype)
         if ctx.needs_input_grad[1]:
             of_factor = _term(x, grad, ctx.order, ctx.alpha, factor.dtype)
         if ctx.needs_input_grad[2]:
@@ -94,6 +95,21 @@ def _term(x: Tensor, factor: Tensor, order: int, alpha: float, dtype: torch.dtyp
         found: Tensor = _SiluSum.apply(x, factor, None, order, alpha, 1.0, dtype)
         return found
     return (alpha * factor * _derivative(x, order)).to(dtype)
+
+
+def _product_term(
+    x: Tensor, grad: Tensor, factor: Tensor | None, order: int, alpha: float, dtype: torch.dtype
+) -> Tensor:
+    """`_term` of the product of both factors, which is not kept where nothing is differentiated again."""
+    if factor is None:
+        return _term(x, grad, order, alpha, dtype)
+    if order > 2 or torch.is_grad_enabled() or use_triton(x):
+        return _term(x, grad * factor, order, alpha, dtype)
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    for place in places_in_cache(x):
+        found = two_derivatives(x[place])[1].mul_(grad[place]).mul_(factor[place])
+        torch.mul(found, alpha, out=out[place])
+    return out
 
 
 def _derivative(x: Tensor, order: int) -> Tensor:
@@ -124,7 +140,7 @@ def _in_torch(
         elif order == 1:
             found = torch.ops.aten.silu_backward(factor[place].to(rows.dtype), rows)
         elif order == 2:
-            found = times_second_derivative(factor[place].to(rows.dtype, copy=True), rows)
+            found = two_derivatives(rows)[1].mul_(factor[place])
         else:
             found = factor[place] * _derivative(rows.detach(), order).detach()
         if base is None:

@@ -16,6 +16,7 @@ from ocpgem.models.gemnet.edge_ops import (
 )
 from ocpgem.models.gemnet.fit_counts import mixed_triplets_per_edge
 from ocpgem.models.gemnet.layers import Dense, float32_region
+from ocpgem.models.gemnet.products import product, transposed_product
 from ocpgem.models.gemnet.triplets import Bilinear, EdgeMessages, EdgeUpdate, read_density
 
 
@@ -108,7 +109,7 @@ class EdgeToAtomInteraction(nn.Module):
                 common.atom_edge,
                 self.n_spherical,
             )
-        combined = (basis.circular @ summed).flatten(1)  # [n_outgoing, circular_dim * in_dim]
+        combined = product(basis.circular, summed).flatten(1)  # [n_outgoing, circular_dim * in_dim]
         of_atoms = sum_to_target(combined.to(basis.circular.dtype), outgoing)
         observed = self.bilinear.scale_sum.is_observed
         times = mixed_triplets_per_edge(topology.main, outgoing, common.main) if observed else None
@@ -128,5 +129,5 @@ class AtomAtomInteraction(nn.Module):
         """h [n_atoms, atom_dim], radial [n_atoms, max_degree, radial_dim] -> [n_atoms, atom_dim]."""
         x = from_source(gather_sources(self.down(h), edges), edges)  # [n_edges, in_dim]
         with float32_region(x):
-            summed = radial.transpose(1, 2) @ pad_by_target(x.to(radial.dtype), edges)
+            summed = transposed_product(radial, pad_by_target(x.to(radial.dtype), edges))
         return self.up(self.bilinear(summed, x))

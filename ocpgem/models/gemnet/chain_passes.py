@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ocpgem.kernels import use_triton
-from ocpgem.models.gemnet.activation import SILU_SCALE, scaled_silu, silu_sum, times_second_derivative
+from ocpgem.models.gemnet.activation import SILU_SCALE, scaled_silu, silu_sum, two_derivatives
 
 
 def run_rows(x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[Tensor] | None) -> Tensor:
@@ -170,25 +170,26 @@ def tangents_of_rows(
     """
     extra: list[Tensor] = []
 
-    def through_activation(place: int, by_tangent: Tensor, grad: Tensor) -> Tensor:
-        """The tangent behind SiLU; grad: of what is behind it. `by_tangent` is overwritten."""
-        before = kept[place]
-        behind = torch.ops.aten.silu_backward(by_tangent, before)
-        extra.append(times_second_derivative(by_tangent.mul_(grad), before))
-        return behind
+    def through_activation(place: int, by_tangent: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The tangent behind SiLU, and the gradient in front; grad: of what is behind. Overwrites `by_tangent`."""
+        slope, bend = two_derivatives(kept[place])
+        behind = by_tangent * slope
+        extra.append(by_tangent.mul_(grad).mul_(bend))
+        return behind, slope.mul_(grad)
 
     tangent = tangent.to(kept[0].dtype)
     if leading:
         grad, start = passed[-1].to(tangent.dtype), tangent
-        tangent = through_activation(0, tangent @ weights[0].t(), grad).mul_(SILU_SCALE)
-        sums.add(0, torch.ops.aten.silu_backward(grad, kept[0]), start)
+        behind, of_product = through_activation(0, tangent @ weights[0].t(), grad)
+        tangent = behind.mul_(SILU_SCALE)
+        sums.add(0, of_product, start)
     for number in range(len(kept) // 2):
         place = 2 * number + leading
         last = len(kept) // 2 - 1 - number  # `passed` begins with the last block
         grad, grad_inner = (tensor.to(tangent.dtype) for tensor in passed[2 * last : 2 * last + 2])
-        sums.add(place, torch.ops.aten.silu_backward(grad_inner, kept[place]), tangent)
-        activated = through_activation(place, tangent @ weights[place].t(), grad_inner)
-        sums.add(place + 1, torch.ops.aten.silu_backward(grad, kept[place + 1]), activated)
-        update = through_activation(place + 1, activated @ weights[place + 1].t(), grad)
+        activated, of_inner = through_activation(place, tangent @ weights[place].t(), grad_inner)
+        sums.add(place, of_inner, tangent)
+        update, of_outer = through_activation(place + 1, activated @ weights[place + 1].t(), grad)
+        sums.add(place + 1, of_outer, activated)
         tangent = torch.add(tangent, update, alpha=growth(number) * SILU_SCALE)
     return tangent, extra

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ocpgem.kernels import use_triton
+from ocpgem.models.gemnet.products import product, transposed_product
 
 
 def density(weights: Tensor, x: Tensor) -> Tensor:
@@ -12,7 +13,7 @@ def density(weights: Tensor, x: Tensor) -> Tensor:
         from ocpgem.kernels.angular import accumulate
 
         return accumulate(weights, x)
-    return weights.transpose(1, 2) @ x
+    return transposed_product(weights, x)
 
 
 def read_degrees(weights: Tensor, density: Tensor, n_spherical: int) -> list[Tensor]:
@@ -30,5 +31,6 @@ def read_degrees(weights: Tensor, density: Tensor, n_spherical: int) -> list[Ten
     # Split, not sliced: the gradient of a slice is a tensor of the size of the whole, and of a split one for all parts.
     of_weights, of_density = weights.split([*sizes, *rest], 2), density.split([*sizes, *rest], 1)
     return [
-        weight @ own for weight, own in zip(of_weights[:n_spherical], of_density[:n_spherical], strict=True)
+        product(weight, own)
+        for weight, own in zip(of_weights[:n_spherical], of_density[:n_spherical], strict=True)
     ]

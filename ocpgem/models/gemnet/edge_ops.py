@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ocpgem.graph.topology import EdgeSet, SymmetricEdgeSet, TripletTable
 from ocpgem.parallel.graph import gather, shard
-from ocpgem.segment import segment_sum
+from ocpgem.segment import ordered_sum, segment_sum
 
 
 class _Reverse(torch.autograd.Function):
@@ -48,7 +48,7 @@ class _SumGroups(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, order: Tensor | None, ptr: Tensor) -> Tensor:
         ctx.save_for_backward(index, order, ptr)
-        return segment_sum(x.contiguous() if order is None else x.index_select(0, order), ptr)
+        return segment_sum(x, ptr) if order is None else ordered_sum(x, order, ptr)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:

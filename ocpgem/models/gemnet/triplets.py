@@ -22,6 +22,7 @@ from ocpgem.models.gemnet.layers import (
     float32_region,
     he_orthogonal_,
 )
+from ocpgem.models.gemnet.products import product
 
 
 def read_density(x: Tensor, harmonics: Tensor, readers: Tensor, n_spherical: int) -> list[Tensor]:
@@ -77,7 +78,7 @@ class Bilinear(Frugal, nn.Module):
 
 
 def _bilinear_of_sums(basis: Tensor, sums: Tensor, matrix: Tensor) -> Tensor:
-    return (basis @ sums).flatten(1) @ matrix
+    return product(basis, sums).flatten(1) @ matrix
 
 
 class EdgeMessages(Frugal, nn.Module):
@@ -100,12 +101,12 @@ class EdgeMessages(Frugal, nn.Module):
     def _down(
         self, x: Tensor, radial: Tensor, activation: Callable[[Tensor], Tensor] | None = None
     ) -> Tensor:
-        def product(x: Tensor, radial: Tensor, filters: Tensor, down: Tensor) -> Tensor:
+        def filtered_down(x: Tensor, radial: Tensor, filters: Tensor, down: Tensor) -> Tensor:
             x = x if activation is None else activation(x)
             return F.linear(self.scale_radial.observe(filtered(x, radial, filters), x), down)
 
         weights = self.scale_radial(self.radial.weight), self.down.weight
-        return scaled_silu(self.by_rows(product, (x, radial), weights, self.scale_radial.is_observed))
+        return scaled_silu(self.by_rows(filtered_down, (x, radial), weights, self.scale_radial.is_observed))
 
 
 class EdgeUpdate(Frugal, nn.Module):

@@ -1,0 +1,87 @@
+"""Products of many small matrices, whose derivatives are such products again.
+
+torch computes some derivatives of a derivative as the transpose of what is wanted. For matrices of a few rows that
+takes libraries three times as long: [64, 16] times [16, 7] instead of [7, 16] times [16, 64].
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, [n, rows, k] @ [n, k, columns]; can be differentiated any number of times."""
+    left, right, as_given = _prepared(left, right)
+    return left @ right if as_given else _Times.apply(left, right)
+
+
+def transposed_product(left: Tensor, right: Tensor) -> Tensor:
+    """left^T @ right, [n, k, rows]^T @ [n, k, columns]; else as `product`."""
+    left, right, as_given = _prepared(left, right)
+    return left.transpose(1, 2) @ right if as_given else _TransposedTimes.apply(left, right)
+
+
+def _prepared(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Both factors in the precision of products, and whether torch's own derivatives are wanted."""
+    device = left.device.type
+    if torch.compiler.is_compiling():  # which differentiates by itself
+        return left, right, True
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        left, right = left.to(dtype), right.to(dtype)
+    return left, right, False
+
+
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the lower precision of the two, as products of a gradient in bfloat16 are computed."""
+    dtype = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
+    return a.to(dtype), b.to(dtype)
+
+
+class _Times(torch.autograd.Function):
+    """A, B -> A B."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        a, b = _alike(a, b)
+        return a @ b
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (a, b), (of_product,), needed = ctx.saved_tensors, grads, ctx.needs_input_grad
+        of_a = _TimesTransposed.apply(of_product, b) if needed[0] else None
+        return of_a, _TransposedTimes.apply(a, of_product) if needed[1] else None
+
+
+class _TimesTransposed(torch.autograd.Function):
+    """A, B -> A B^T."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        a, b = _alike(a, b)
+        return a @ b.transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (a, b), (of_product,), needed = ctx.saved_tensors, grads, ctx.needs_input_grad
+        of_a = _Times.apply(of_product, b) if needed[0] else None
+        return of_a, _TransposedTimes.apply(of_product, a) if needed[1] else None
+
+
+class _TransposedTimes(torch.autograd.Function):
+    """A, B -> A^T B."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        a, b = _alike(a, b)
+        return a.transpose(1, 2) @ b
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (a, b), (of_product,), needed = ctx.saved_tensors, grads, ctx.needs_input_grad
+        of_a = _TimesTransposed.apply(b, of_product) if needed[0] else None
+        return of_a, _Times.apply(a, of_product) if needed[1] else None
