@@ -14,12 +14,12 @@ from ocpgem.models.gemnet.bases import Basis
 from ocpgem.models.gemnet.chains import residual_stack, widening_stack
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.edge_ops import from_source, from_target, gather_sources, sum_to_target
+from ocpgem.models.gemnet.filters import filtered
 from ocpgem.models.gemnet.layers import (
     Dense,
     Frugal,
     ScaleFactor,
     combine,
-    filtered,
     he_orthogonal_,
     skip,
 )
@@ -100,7 +100,7 @@ class EdgesToAtoms(Frugal, nn.Module):
     def forward(self, m: Tensor, radial: Tensor, edges: EdgeSet) -> Tensor:
         """m [n_edges, edge_dim], radial [n_edges, radial_dim] -> [n_atoms, atom_dim]."""
         filters = self.scale_sum(self.radial.weight)
-        weighted = self.by_rows(filtered, (m, radial), (filters,), self.scale_sum.is_observed)
+        weighted = filtered(m, radial, filters)
         summed = sum_to_target(weighted.to(radial.dtype), edges)
         return self.layers(self.scale_sum.observe(summed, m))
 

@@ -9,11 +9,11 @@ from ocpgem.models.gemnet.bases import Basis
 from ocpgem.models.gemnet.blocks import EdgesToAtoms
 from ocpgem.models.gemnet.chains import residual_stack, widening_stack
 from ocpgem.models.gemnet.config import GemNetConfig
+from ocpgem.models.gemnet.filters import filtered
 from ocpgem.models.gemnet.layers import (
     Dense,
     Frugal,
     ScaleFactor,
-    filtered,
     float32_region,
     skip,
 )
@@ -79,7 +79,7 @@ class ForceBranch(Frugal, nn.Module):
         return self.by_rows(term, (x, radial), (filters, weight), self.scale_radial.is_observed)
 
     def _filtered(self, x: Tensor, radial: Tensor, filters: Tensor) -> Tensor:
-        return self.scale_radial.observe(self.by_rows(filtered, (x, radial), (filters,), observed=False), x)
+        return self.scale_radial.observe(filtered(x, radial, filters), x)
 
 
 def head_term(x: Tensor, weight: Tensor) -> Tensor:

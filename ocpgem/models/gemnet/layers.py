@@ -106,11 +106,6 @@ class Residual(nn.Module):
         return skip(x, self.dense_2(self.dense_1(x)))
 
 
-def filtered(x: Tensor, radial: Tensor, filters: Tensor) -> Tensor:
-    """x [n, dim] times what a radial basis [n, radial_dim] gives through filters [dim, radial_dim]."""
-    return x * F.linear(radial, filters)
-
-
 def combine(first: Tensor, *others: Tensor) -> Tensor:
     """The sum of independent terms over the square root of their number, which keeps their variance."""
     if not others:

@@ -39,12 +39,17 @@ def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.to(dtype), b.to(dtype)
 
 
+def _save_needed(ctx: Any, a: Tensor, b: Tensor) -> None:
+    """Keep each factor only if the other one needs a gradient."""
+    ctx.save_for_backward(a if ctx.needs_input_grad[1] else None, b if ctx.needs_input_grad[0] else None)
+
+
 class _Times(torch.autograd.Function):
     """A, B -> A B."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
+        _save_needed(ctx, a, b)
         a, b = _alike(a, b)
         return a @ b
 
@@ -60,7 +65,7 @@ class _TimesTransposed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
+        _save_needed(ctx, a, b)
         a, b = _alike(a, b)
         return a @ b.transpose(1, 2)
 
@@ -76,7 +81,7 @@ class _TransposedTimes(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b)
+        _save_needed(ctx, a, b)
         a, b = _alike(a, b)
         return a.transpose(1, 2) @ b
 

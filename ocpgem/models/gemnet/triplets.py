@@ -13,12 +13,12 @@ from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.densities import density, read_degrees
 from ocpgem.models.gemnet.edge_ops import pad_by_target, reverse, stack, unpad
+from ocpgem.models.gemnet.filters import filtered
 from ocpgem.models.gemnet.fit_counts import triplets_per_edge
 from ocpgem.models.gemnet.layers import (
     Dense,
     Frugal,
     ScaleFactor,
-    filtered,
     float32_region,
     he_orthogonal_,
 )
