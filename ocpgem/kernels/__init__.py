@@ -1,6 +1,6 @@
 """Triton kernels behind a few functions of the models: torch's own operations unless `OCPGEM_KERNELS=triton` is set.
 
-They are not the default: as they are now they have run in Triton's interpreter only and have not been measured on a GPU.
+They are not the default: as they are they ran in Triton's interpreter alone, and no GPU has timed them.
 With TRITON_INTERPRET=1 they run on a CPU, slowly: that is for tests.
 """
 

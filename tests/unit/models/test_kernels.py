@@ -40,6 +40,38 @@ def test_kernels_in_the_interpreter_equal_torch() -> None:
     assert_equal_to_torch("cpu", INTERPRETED)
 
 
+@pytest.mark.slow  # compiles twenty-four kernels
+@pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed (make setup-full)"
+)
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+def test_kernels_compile_for_gpus_that_are_not_here(capability: int, dtype: str) -> None:
+    """For an A100 and an H100, with no more shared memory than every GPU has."""
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from ocpgem.kernels import angular_triton
+
+    sum_type = tl.float64 if dtype == "fp64" else tl.float32
+    for n_degrees, of_degree in ((7, 16), (1, 64)):
+        for name, size in (("_read", 16), ("_accumulate", of_degree), ("_weigh", 16)):
+            kernel = getattr(angular_triton, name)
+            tensors, sizes, constants = kernel.arg_names[:3], kernel.arg_names[3:6], kernel.arg_names[6:]
+            signature = (
+                dict.fromkeys(tensors, f"*{dtype}")
+                | dict.fromkeys(sizes, "i32")
+                | dict.fromkeys(constants, "constexpr")
+            )
+            values = dict(zip(constants, (n_degrees, size, 64, sum_type), strict=True))
+            source = ASTSource(fn=kernel, signature=signature, constexprs=values)
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            assert compiled.asm["cubin"]
+            assert compiled.metadata.shared <= 48 * 1024, name
+
+
 @pytest.mark.gpu
 def test_kernels_on_a_gpu_equal_torch() -> None:
     assert_equal_to_torch("cuda", {"OCPGEM_KERNELS": "triton"})
