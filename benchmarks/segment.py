@@ -5,7 +5,6 @@ The rows are edges sorted by atom, 35 to an atom on average, as in a slab with a
 """
 
 import argparse
-import importlib.util
 import json
 import platform
 import sys
@@ -104,8 +103,10 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=30)
     args = parser.parse_args()
-    if importlib.util.find_spec("torch_scatter") is None:
-        sys.exit("torch-scatter is needed for the comparison: make setup-full")
+    try:
+        import torch_scatter  # noqa: F401
+    except (ImportError, OSError) as error:
+        sys.exit(f"torch-scatter is needed for the comparison, but {error}; make setup-full")
     torch.set_num_threads(args.threads)
     rows = [
         {"n_rows": n_rows, "width": width, "ms": measure(n_rows, width, args.device, args.repeats)}

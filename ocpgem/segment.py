@@ -66,6 +66,8 @@ def segment_sum(values: Tensor, ptr: Tensor) -> Tensor:
 
 def ordered_sum(values: Tensor, order: Tensor, ptr: Tensor) -> Tensor:
     """`segment_sum` of values[order], without a derivative; order: int64 [n], rows of `values`, ptr: from 0 to n."""
+    if torch.compiler.is_compiling():
+        return _sum_as_one(values.index_select(0, order), ptr)
     if _bags_fit(values):
         return _sum_bags(values, order, ptr)
     return _sum(values.index_select(0, order), ptr)
@@ -124,7 +126,7 @@ def _is_plain(values: Tensor) -> bool:
 
 def _bags_fit(values: Tensor) -> bool:
     """Whether torch's sum over bags of embeddings, the fastest on a CPU, takes these values."""
-    if BACKEND == "scatter" or values.is_cuda or not _is_plain(values):
+    if BACKEND == "scatter" or values.device.type != "cpu" or not _is_plain(values):
         return False
     return values.dtype in (torch.float32, torch.float64) and values.numel() > 0
 

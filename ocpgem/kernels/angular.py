@@ -22,8 +22,8 @@ def accumulate(weights: Tensor, x: Tensor) -> Tensor:
     """The density of each atom: the sum over its edges of `x`, weighted by functions of each edge.
 
     weights: [n_atoms, n_edges, n_functions], x: [n_atoms, n_edges, channels], zero-padded, both float32 or float64,
-    on a GPU unless Triton interprets. Returns [n_atoms, n_functions, channels]; products are exact to float32 unless
-    `torch.set_float32_matmul_precision` allows less. Can be differentiated any number of times.
+    on a GPU unless Triton interprets. Returns [n_atoms, n_functions, channels]; products are never rounded to TF32.
+    Can be differentiated any number of times.
     """
     found: Tensor = _Accumulate.apply(weights, x.unsqueeze(2))
     return found

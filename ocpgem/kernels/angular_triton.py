@@ -1,6 +1,7 @@
 """The three products of `angular.py` in Triton.
 
-One program has an atom, a block of its edges or one degree, and a block of channels. Each product is added up function
+One program has an atom, a block of its edges or one degree, and a block of channels; of `_weigh`, which adds over the
+channels, an atom, a block of its edges and a degree. Each product is added up function
 by function or edge by edge in float32 (float64 for float64), so it is as exact as torch's, does no more arithmetic than
 the formula says, and repeats bit by bit: nothing is added atomically.
 """

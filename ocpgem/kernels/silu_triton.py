@@ -1,4 +1,4 @@
-"""The kernel of `silu.py`."""
+"""SiLU with its residual, or a derivative of it, in one pass; see `ocpgem.models.gemnet.activation`."""
 
 import torch
 import triton

@@ -21,7 +21,7 @@ _HIGHEST = 3
 
 
 def scaled_silu(x: Tensor) -> Tensor:
-    """SiLU(x) / 0.6, any shape."""
+    """SiLU(x) / 0.6, of one dimension or more."""
     return silu_sum(x, SILU_SCALE)
 
 
@@ -44,6 +44,9 @@ def silu_sum(x: Tensor, alpha: float, base: Tensor | None = None, scale: float =
 
 def two_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
     """SiLU'(x) and SiLU''(x), with s = sigmoid(x) and w = s (1 - s): s + x w, and w (2 + x (1 - 2 s))."""
+    if x.dtype.itemsize < 4:  # differences of rounded numbers would lose what is left of their digits
+        first, second = two_derivatives(x.float())
+        return first.to(x.dtype), second.to(x.dtype)
     s = torch.sigmoid(x)
     w = torch.addcmul(s, s, s, value=-1)
     second = torch.addcmul(x, x, s, value=-2).add_(2).mul_(w)

@@ -17,7 +17,6 @@ from ocpgem.models.gemnet.edge_ops import from_source, from_target, gather_sourc
 from ocpgem.models.gemnet.filters import filtered
 from ocpgem.models.gemnet.layers import (
     Dense,
-    Frugal,
     ScaleFactor,
     combine,
     he_orthogonal_,
@@ -66,7 +65,7 @@ class AtomEmbedding(nn.Module):
         return self.shared + (own if hidden is None else own * (~hidden).unsqueeze(1))
 
 
-class EdgeEmbedding(Frugal, nn.Module):
+class EdgeEmbedding(nn.Module):
     """act(W concat(h_source, h_target, x)), with the atoms' parts multiplied once per atom instead of once per edge.
 
     The weight is [edge_dim, 2 * atom_dim + x_dim], in the order source, target, x.
@@ -87,7 +86,7 @@ class EdgeEmbedding(Frugal, nn.Module):
         return scaled_silu(F.linear(x, w_x) + of_atoms)
 
 
-class EdgesToAtoms(Frugal, nn.Module):
+class EdgesToAtoms(nn.Module):
     """Sums edge embeddings, weighted by a radial filter, to their target atoms, then applies dense layers."""
 
     def __init__(self, config: GemNetConfig) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ocpgem.models.gemnet.in_blocks import places_in_cache
+from ocpgem.models.gemnet.products import as_autocast
 
 
 def filtered(x: Tensor, radial: Tensor, filters: Tensor) -> Tensor:
@@ -21,10 +22,7 @@ def filtered(x: Tensor, radial: Tensor, filters: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():  # which differentiates by itself
         return x * F.linear(radial, filters)
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        radial, filters = radial.to(dtype), filters.to(dtype)
+    radial, filters = as_autocast(radial), as_autocast(filters)
     return _Filtered.apply(x, radial, filters)
 
 
@@ -92,6 +90,7 @@ def _second_gradient(tangents: Sequence[Tensor | None], tensors: Sequence[Tensor
     """
     by_x, by_radial, by_filters = tangents
     grad, x, radial, filters = tensors
+    by_filters = None if by_filters is None else by_filters.to(filters.dtype)
     of_grad = of_x = of_radial = of_filters = None
     if by_radial is not None or by_filters is not None:
         terms = [(by_radial, filters), (radial, by_filters)]

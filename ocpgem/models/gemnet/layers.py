@@ -47,7 +47,7 @@ class Frugal:
     """A part of a model that keeps little for the gradient, and computes again what costs little.
 
     forces: where a model has them as gradients; while they are taken, gradients of weights are not asked for.
-    as_autograd: keep what autograd would keep, to compare with.
+    as_autograd: keep of chains, and of what is computed by rows, what autograd would keep, to compare with.
     """
 
     forces: ForceGradient | None = None
@@ -66,14 +66,14 @@ class Frugal:
         observed: whether a fit of scale factors looks at what is computed in between.
         """
         # torch.compile chooses itself what is kept. Gradients of forces would need products four times.
-        keep_all = self.as_autograd or (self.forces is not None and len(shared) > 0)
+        keep_all = self.as_autograd or self.forces is not None
         if observed or torch.compiler.is_compiling() or (torch.is_grad_enabled() and keep_all):
             return function(*tables, *shared)
         width = max([table.shape[1:].numel() for table in tables] + [weight.shape[0] for weight in shared])
         return in_blocks(function, rows_in_cache(tables[0], width), tables, shared)
 
 
-class Dense(Frugal, nn.Module):
+class Dense(nn.Module):
     """y = x W^T, followed by SiLU / 0.6 if `activation`; never a bias.
 
     The weight is [out_dim, in_dim].

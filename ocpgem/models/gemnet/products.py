@@ -11,26 +11,31 @@ from torch import Tensor
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, [n, rows, k] @ [n, k, columns]; can be differentiated any number of times."""
-    left, right, as_given = _prepared(left, right)
-    return left @ right if as_given else _Times.apply(left, right)
+    """left @ right, [n, rows, k] @ [n, k, columns] of one dtype; can be differentiated any number of times."""
+    if torch.compiler.is_compiling():  # which differentiates by itself
+        return left @ right
+    return _Times.apply(*_of_one_type(as_autocast(left), as_autocast(right)))
 
 
 def transposed_product(left: Tensor, right: Tensor) -> Tensor:
     """left^T @ right, [n, k, rows]^T @ [n, k, columns]; else as `product`."""
-    left, right, as_given = _prepared(left, right)
-    return left.transpose(1, 2) @ right if as_given else _TransposedTimes.apply(left, right)
+    if torch.compiler.is_compiling():
+        return left.transpose(1, 2) @ right
+    return _TransposedTimes.apply(*_of_one_type(as_autocast(left), as_autocast(right)))
 
 
-def _prepared(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Both factors in the precision of products, and whether torch's own derivatives are wanted."""
-    device = left.device.type
-    if torch.compiler.is_compiling():  # which differentiates by itself
-        return left, right, True
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        left, right = left.to(dtype), right.to(dtype)
-    return left, right, False
+def as_autocast(x: Tensor) -> Tensor:
+    """A factor of a product in the precision that autocast asks for, if it is on; float64 stays as it is."""
+    device = x.device.type
+    if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def _of_one_type(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    if left.dtype != right.dtype:
+        raise TypeError(f"factors are of {left.dtype} and {right.dtype}; both must be of one dtype")
+    return left, right
 
 
 def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

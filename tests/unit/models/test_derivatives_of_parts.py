@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from ocpgem.models.gemnet import in_blocks
-from ocpgem.models.gemnet.activation import SILU_SCALE, scaled_silu, silu_sum, skip_activated
+from ocpgem.models.gemnet.activation import (
+    SILU_SCALE,
+    scaled_silu,
+    silu_sum,
+    skip_activated,
+    two_derivatives,
+)
 from ocpgem.models.gemnet.filters import filtered
 from ocpgem.models.gemnet.products import product, transposed_product
 
@@ -102,6 +108,39 @@ def test_products_are_rounded_as_autocast_says_and_gradients_have_their_argument
     for one, other in zip(of_ours, torch.autograd.grad(expected.float().square().sum(), given), strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, rtol=0.03, atol=0.05 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_in_bfloat16_are_differentiated_once_more(case: str) -> None:
+    """By all arguments, weights among them; differences are those of rounding to eight binary digits."""
+    ours, torchs, shapes = CASES[case]
+    found = []
+    for function in (ours, torchs):
+        given = [each.detach().float().requires_grad_() for each in arguments(shapes)]
+        with torch.autocast("cpu", torch.bfloat16):
+            value = function(*given)
+        first = torch.autograd.grad(value.float().square().sum(), given, create_graph=True)
+        torch.stack([each.square().sum() for each in first]).sum().backward()
+        found.append([each.grad for each in given])
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == torch.float32
+        assert float((one - other).norm() / other.norm()) < 0.02
+
+
+def test_the_derivatives_of_silu_in_bfloat16_are_rounded_once() -> None:
+    x = torch.linspace(-10, 10, 4001).bfloat16()
+    exact = two_derivatives(x.double())
+    for found, expected in zip(two_derivatives(x), exact, strict=True):
+        assert found.dtype == torch.bfloat16
+        assert float((found - expected).abs().max()) < 2**-8
+
+
+def test_factors_of_two_types_are_refused_and_float64_is_not_rounded_by_autocast() -> None:
+    a, b = (each.detach() for each in arguments(CASES["product"][2]))
+    with pytest.raises(TypeError, match=r"float64 and torch\.float32"):
+        product(a, b.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(product(a, b), a @ b, rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_that_nobody_asks_for_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ocpgem import segment
 from ocpgem.checkpoint import load_potential
 from ocpgem.errors import RequestError
 from ocpgem.graph.buckets import MOST_SHAPES, Buckets
@@ -95,6 +96,29 @@ def test_all_paths_of_gemnet_oc_are_one_graph_for_all_sizes() -> None:
         torch.testing.assert_close(one.energy, other.energy, rtol=1e-6, atol=1e-5)
         assert (one.forces - other.forces).abs().max() <= 2e-5 * one.forces.abs().max()
     assert 1 <= n_graphs() - before <= 2  # a size that two parts share at first may be set free once
+
+
+@pytest.mark.slow  # a block is translated twice
+@pytest.mark.parametrize("backend", ["torch", "scatter"])
+def test_sums_over_segments_stay_one_operation_in_a_compiled_block(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch-scatter's sums, too, of which torch.compile knows nothing."""
+    if backend == "scatter":
+        pytest.importorskip("torch_scatter", reason="torch-scatter is not installed (make setup-full)")
+    monkeypatch.setattr(segment, "BACKEND", backend)
+    torch._dynamo.reset()  # what was translated for one backend would be used for the other
+    config = case_config("gemnet_dT", n_blocks=1)
+    plain, compiled = (random_potential(config).train() for _ in range(2))
+    compile_blocks(compiled, torch.device("cpu"), backend="aot_eager")
+    batch = random_slabs((7, 4))
+    topology = topology_of(batch, config.graph_spec)
+    found = []
+    for potential in (plain, compiled):
+        predictions = potential(batch, topology)
+        (predictions.energy.sum() + predictions.forces.pow(2).sum()).backward()
+        found.append(torch.cat([weight.grad.flatten() for weight in potential.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow  # the graphs of two whole models, each for two sizes
