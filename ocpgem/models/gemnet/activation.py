@@ -4,6 +4,7 @@ torch differentiates SiLU twice, but takes its derivative apart for that, into o
 they compute. Models whose forces are gradients differentiate every activation twice.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class _SiluSum(torch.autograd.Function):
         ctx.order, ctx.alpha, ctx.scale = order, alpha, scale
         ctx.base_dtype = None if base is None else base.dtype
         if not use_triton(x):
-            return _in_torch(x, factor, base, order, alpha, scale, dtype)
+            return _in_torch(x, () if factor is None else (factor,), base, order, alpha, scale, dtype)
         from ocpgem.kernels.silu_triton import launch_silu
 
         factor = None if factor is None else factor.contiguous()
@@ -108,11 +109,7 @@ def _product_term(
         return _term(x, grad, order, alpha, dtype)
     if order > 2 or torch.is_grad_enabled() or use_triton(x):
         return _term(x, grad * factor, order, alpha, dtype)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    for place in places_in_cache(x):
-        found = two_derivatives(x[place])[1].mul_(grad[place]).mul_(factor[place])
-        torch.mul(found, alpha, out=out[place])
-    return out
+    return _in_torch(x, (grad, factor), None, order, alpha, 1.0, dtype)
 
 
 def _derivative(x: Tensor, order: int) -> Tensor:
@@ -127,25 +124,25 @@ def _derivative(x: Tensor, order: int) -> Tensor:
 
 def _in_torch(
     x: Tensor,
-    factor: Tensor | None,
+    factors: Sequence[Tensor],
     base: Tensor | None,
     order: int,
     alpha: float,
     scale: float,
     dtype: torch.dtype,
 ) -> Tensor:
-    """What `_SiluSum` computes, some rows at a time; a base comes with order 0, a factor with all others."""
+    """What `_SiluSum` computes, some rows at a time; order 0 has no factors, order 1 has one."""
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     for place in places_in_cache(x):
         rows = x[place]
-        if factor is None:
+        if order == 0:
             found = F.silu(rows)
         elif order == 1:
-            found = torch.ops.aten.silu_backward(factor[place].to(rows.dtype), rows)
-        elif order == 2:
-            found = two_derivatives(rows)[1].mul_(factor[place])
+            found = torch.ops.aten.silu_backward(factors[0][place].to(rows.dtype), rows)
         else:
-            found = factor[place] * _derivative(rows.detach(), order).detach()
+            found = two_derivatives(rows)[1] if order == 2 else _derivative(rows.detach(), order).detach()
+            for factor in factors:
+                found.mul_(factor[place])
         if base is None:
             torch.mul(found, alpha, out=out[place])
         else:
