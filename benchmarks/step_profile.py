@@ -18,12 +18,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from benchmarks.speed.process import shown_command
 from benchmarks.speed.ready import ready
 from benchmarks.speed.structures import SIZES
 from benchmarks.speed.timing import product_rate
+from ocpgem.kernels import silu_native
 
 WIDE = 256
 PRODUCTS = ("aten::mm", "aten::addmm_", "aten::addmm", "aten::bmm", "aten::baddbmm_", "aten::baddbmm")
@@ -37,6 +38,12 @@ def kind_of(event: Any) -> tuple[str, float]:
     flop = 2.0 * math.prod(left) * right[-1] * event.count
     wide = min(*left[-2:], *right[-2:]) >= WIDE and len(left) == 2
     return "wide products" if wide else "narrow products", flop
+
+
+def show_compiled_functions() -> None:
+    """Let the profiler see the functions of silu.c, which are no operations of torch's."""
+    for name in ("silu", "silu_and_gradient", "silu_tangents"):
+        setattr(silu_native, name, record_function(f"native {name}")(getattr(silu_native, name)))
 
 
 def profiled(model: str) -> dict[str, dict[str, float]]:
@@ -66,6 +73,7 @@ def main() -> None:
     )
     parser.add_argument("--models", default="GemNet-dT,GemNet-OC")
     arguments = parser.parse_args()
+    show_compiled_functions()
     rate = product_rate("cpu") / 1e9
     print(
         f"`{shown_command(sys.argv)}`, load {os.getloadavg()[0]:.1f}, one large product {rate:.0f} GFLOP/s\n"

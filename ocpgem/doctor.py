@@ -171,11 +171,18 @@ def _kernels() -> Iterator[Check]:
     except OcpgemError as error:
         yield Check("kernels", "missing", str(error))
         return
+    import torch
+
     if kernels.BACKEND == "triton":
         yield Check("kernels", "ok", f"Triton {metadata.version('triton')}")
-        return
-    text = f"torch's own; {kernels.ENVIRONMENT_VARIABLE}=triton tries Triton's on a GPU (not measured yet)"
-    yield Check("kernels", "ok", text)
+    elif torch.cuda.is_available():
+        text = f"torch's own; {kernels.ENVIRONMENT_VARIABLE}=triton tries Triton's (not measured yet)"
+        yield Check("kernels", "ok", text)
+    elif kernels.BACKEND == "native":
+        yield Check("kernels", "ok", f"activations: {kernels.REASON}; the rest: torch's own")
+    else:
+        chosen = kernels.REASON.startswith(kernels.ENVIRONMENT_VARIABLE)
+        yield Check("kernels", "ok" if chosen else "note", f"torch's own ({kernels.REASON})")
 
 
 def _slurm() -> Iterator[Check]:

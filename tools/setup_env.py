@@ -1,8 +1,9 @@
-"""Prepare .venv: the packages of requirements.lock and, with --full, torch-scatter and Triton.
+"""Prepare .venv: the packages of requirements.lock and, with --full, torch-scatter and Triton; compile silu.c.
 
 Run by make, with nothing but the standard library. A second run finds everything in place and does nothing.
 torch-scatter exists only as source for most platforms: it is compiled once and kept outside the clone, by
-torch version, Python version and platform, where every clone on the machine finds it.
+torch version, Python version and platform, where every clone on the machine finds it. silu.c takes two seconds; where
+there is no compiler for it, torch computes what it would.
 """
 
 import argparse
@@ -29,6 +30,8 @@ PIP = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "--no-input"]
 LOCK = ROOT / "requirements.lock"
 STAMP = VENV / ".ocpgem-setup.json"
 SCATTER_STAMP = VENV / ".ocpgem-torch-scatter"
+KERNELS_STAMP = VENV / ".ocpgem-kernels"
+KERNELS = ROOT / "ocpgem" / "kernels"
 UNFINISHED = VENV / ".ocpgem-unfinished"
 LOG = VENV / "setup.log"
 SCATTER = "torch-scatter==2.1.2"
@@ -53,6 +56,7 @@ def main() -> int:
     try:
         with _only_one(ROOT, "another set-up of this clone is running; waiting for it"):
             worked = _install_packages()
+            worked = _compile_kernels() or worked
             worked = _install_scatter(full, first_time=worked) or worked
             worked = (full and _install_triton()) or worked
     except SetupError as error:
@@ -141,6 +145,24 @@ def _install_scatter(full: bool, first_time: bool) -> bool:
     _pip("installing torch-scatter", _only(_make_wheel(place)))
     if not _scatter_works(torch):
         raise SetupError("torch-scatter is installed but .venv/bin/python -c 'import torch_scatter' fails")
+    return True
+
+
+def _compile_kernels() -> bool:
+    """Compile silu.c next to it, as setup.py says, unless that is done; says if anything was done."""
+    sources = (KERNELS / "silu.c", ROOT / "setup.py", STAMP)
+    wanted = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    if KERNELS_STAMP.exists() and KERNELS_STAMP.read_text() == wanted:
+        return False
+    for earlier in KERNELS.glob("_silu*.so"):
+        earlier.unlink()
+    work = VENV / "build"
+    shutil.rmtree(work, ignore_errors=True)  # else an earlier result is copied where compiling fails
+    command = [str(PYTHON), "setup.py", "build_ext", "--inplace", "--build-temp", str(work)]
+    _run("compiling silu.c", [*command, "--build-lib", str(work / "lib")])
+    if not any(KERNELS.glob("_silu*.so")):
+        _say(f"  no C compiler that can do it (gcc 12 or later): torch computes activations; see {LOG}")
+    KERNELS_STAMP.write_text(wanted)
     return True
 
 

@@ -1,7 +1,9 @@
-"""Triton kernels behind a few functions of the models: torch's own operations unless `OCPGEM_KERNELS=triton` is set.
+"""Kernels behind a few functions of the models, in place of torch's own operations.
 
-They are not the default: as they are they ran in Triton's interpreter alone, and no GPU has timed them.
-With TRITON_INTERPRET=1 they run on a CPU, slowly: that is for tests.
+On a CPU activations are computed by compiled functions (`silu_native`) where set-up could compile them. On a GPU Triton
+computes activations and sums over angles if `OCPGEM_KERNELS=triton` is set: no GPU has timed these kernels, so they are
+not the default. With TRITON_INTERPRET=1 they run on a CPU, slowly: that is for tests. `OCPGEM_KERNELS=torch` leaves all
+to torch.
 """
 
 import os
@@ -10,19 +12,33 @@ import torch
 from torch import Tensor
 
 from ocpgem.errors import RequestError
+from ocpgem.kernels import silu_native
 
 ENVIRONMENT_VARIABLE = "OCPGEM_KERNELS"
 
 
-def _choose_backend() -> str:
-    """Return "torch" or "triton"; raises RequestError for a choice that cannot be."""
-    wanted = os.environ.get(ENVIRONMENT_VARIABLE, "") or "torch"
-    if wanted not in ("torch", "triton"):
+def _choose_backend() -> tuple[str, str]:
+    """Return "torch", "native" or "triton", and the reason; raises RequestError for a choice that cannot be."""
+    wanted = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    if wanted not in ("", "torch", "native", "triton"):
         raise RequestError(
-            f"{ENVIRONMENT_VARIABLE} is {wanted!r}; it must be torch or triton, or not be set (torch)"
+            f"{ENVIRONMENT_VARIABLE} is {wanted!r}; it must be torch, native or triton, or not be set"
         )
+    chosen = f"{ENVIRONMENT_VARIABLE}={wanted}"
     if wanted == "torch":
-        return wanted
+        return "torch", chosen
+    if wanted == "triton":
+        _require_triton()
+        return "triton", chosen
+    library, reason = silu_native.library()
+    if library is not None:
+        return "native", reason
+    if wanted == "native":
+        raise RequestError(f"{ENVIRONMENT_VARIABLE} is native, but {reason}; or unset the variable")
+    return "torch", reason
+
+
+def _require_triton() -> None:
     try:
         import triton  # noqa: F401
     except ImportError as error:
@@ -35,15 +51,14 @@ def _choose_backend() -> str:
             f"{ENVIRONMENT_VARIABLE} is triton, but torch sees no GPU; unset it, "
             "or set TRITON_INTERPRET=1 too, which runs the kernels on the CPU, slowly, for tests"
         )
-    return wanted
 
 
 def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "") in ("1", "on", "true", "y", "yes")
 
 
-BACKEND = _choose_backend()
-"""What computes the sums over angles and the activations of residual layers: "torch" or "triton"."""
+BACKEND, REASON = _choose_backend()
+"""What computes activations and sums over angles where it can, "torch", "native" or "triton", and why."""
 
 
 def use_triton(x: Tensor) -> bool:
@@ -51,6 +66,20 @@ def use_triton(x: Tensor) -> bool:
 
     Not while torch.compile looks, which fuses by itself, and not for tensors of sizes only, as estimates use.
     """
-    if BACKEND == "torch" or torch.compiler.is_compiling():
+    if BACKEND != "triton" or torch.compiler.is_compiling():
         return False
     return type(x) in (Tensor, torch.nn.Parameter) and (x.is_cuda or _interpreted())
+
+
+def use_native(*tensors: Tensor | None) -> bool:
+    """Say whether compiled functions compute what starts from these tensors, None among them for what is left out."""
+    if BACKEND != "native" or torch.compiler.is_compiling():
+        return False
+    return all(
+        type(x) in (Tensor, torch.nn.Parameter)
+        and x.is_cpu
+        and x.dtype == torch.float32
+        and x.is_contiguous()
+        for x in tensors
+        if x is not None
+    )

@@ -15,18 +15,18 @@ def launch_silu(
     order: int,
     alpha: float,
     scale: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """scale * base + alpha * factor * (the derivative of SiLU of order 0 to 3)(x), of contiguous tensors."""
-    out = torch.empty_like(x, dtype=dtype)
+    out: Tensor,
+) -> None:
+    """out = scale * base + alpha * factor * (the derivative of SiLU of order 0 to 3)(x); out is contiguous."""
+    x = x.contiguous()
+    factor, base = (None if given is None else given.contiguous() for given in (factor, base))
     if x.numel():
         grid = (triton.cdiv(x.numel(), _BLOCK),)
-        double = torch.float64 in (x.dtype, dtype)
+        double = torch.float64 in (x.dtype, out.dtype)
         _silu[grid](
             x, x if factor is None else factor, x if base is None else base, out, x.numel(), alpha, scale,
             order, factor is not None, base is not None, tl.float64 if double else tl.float32, _BLOCK,
         )  # fmt: skip
-    return out
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 import importlib.util
 import platform
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -92,3 +93,35 @@ def test_a_missing_compiler_is_said_with_the_way_round_it(
 def test_a_failing_step_ends_with_its_last_lines(setup_env: ModuleType) -> None:
     with pytest.raises(setup_env.SetupError, match=r"(?s)trying.*it broke.*whole output"):
         setup_env._run("trying", [sys.executable, "-c", "print('it broke'); raise SystemExit(3)"])
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_silu_is_compiled_once_and_what_was_compiled_before_goes(
+    setup_env: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = setup_env.VENV.parent
+    kernels = root / "ocpgem" / "kernels"
+    kernels.mkdir(parents=True)
+    setup_env.VENV.mkdir()
+    for name in ("setup.py", "ocpgem/kernels/silu.c"):
+        shutil.copy(ROOT / name, root / name)
+    places = {"ROOT": root, "PYTHON": Path(sys.executable), "KERNELS": kernels}
+    places |= {"STAMP": setup_env.VENV / "stamp", "KERNELS_STAMP": setup_env.VENV / "kernels"}
+    for name, value in places.items():
+        monkeypatch.setattr(setup_env, name, value)
+    setup_env.STAMP.write_text("one Python")
+
+    assert setup_env._compile_kernels()
+    assert len(list(kernels.glob("_silu*.so"))) == 1
+    assert not setup_env._compile_kernels()
+    assert not (root / "build").exists()
+
+    setup_env.STAMP.write_text("another Python")
+    monkeypatch.setenv("CC", "false")
+    capsys.readouterr()
+    assert setup_env._compile_kernels()
+    assert not list(kernels.glob("_silu*.so"))
+    assert (
+        "no C compiler that can do it (gcc 12 or later): torch computes activations"
+        in capsys.readouterr().out
+    )

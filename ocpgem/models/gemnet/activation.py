@@ -1,17 +1,19 @@
 """The activation SiLU and its derivatives, which keep nothing but what they were given.
 
+With autograd: `silu_sum` and what is made of it. Without, for functions that write their derivatives out: `silu_terms`,
+`silu_and_gradient`, `silu_tangents`, which kernels compute in one pass where there are some (`ocpgem.kernels`).
+
 torch differentiates SiLU twice, but takes its derivative apart for that, into operations that each keep and write what
 they compute. Models whose forces are gradients differentiate every activation twice.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocpgem.kernels import use_triton
+from ocpgem.kernels import silu_native, use_native, use_triton
 from ocpgem.models.gemnet.in_blocks import places_in_cache
 
 SILU_SCALE = 1 / 0.6
@@ -43,15 +45,50 @@ def silu_sum(x: Tensor, alpha: float, base: Tensor | None = None, scale: float =
     return _SiluSum.apply(x, None, base, 0, alpha * scale, scale, dtype)
 
 
-def two_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
-    """SiLU'(x) and SiLU''(x), with s = sigmoid(x) and w = s (1 - s): s + x w, and w (2 + x (1 - 2 s))."""
-    if x.dtype.itemsize < 4:  # differences of rounded numbers would lose what is left of their digits
-        first, second = two_derivatives(x.float())
-        return first.to(x.dtype), second.to(x.dtype)
-    s = torch.sigmoid(x)
-    w = torch.addcmul(s, s, s, value=-1)
-    second = torch.addcmul(x, x, s, value=-2).add_(2).mul_(w)
-    return s.addcmul_(x, w), second
+def silu_terms(
+    x: Tensor,
+    factors: tuple[Tensor, ...] = (),
+    base: Tensor | None = None,
+    *,
+    order: int = 0,
+    alpha: float = 1.0,
+    scale: float = 1.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """alpha * the product of the factors * (the derivative of SiLU of an order)(x) + scale * base, without autograd.
+
+    factors, base, out: of the shape of x; at most two factors, order 1 has one at least. Without `out`, which may be
+    `base`, the result has the common dtype of x and base.
+    """
+    if out is None:
+        dtype = x.dtype if base is None else torch.promote_types(x.dtype, base.dtype)
+        out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    known = order <= _HIGHEST and (base is None or len(factors) < 2)
+    if known and use_native(x, *factors, base, out):
+        silu_native.silu(x, factors, base, order, alpha, scale, out)
+    elif known and use_triton(x) and out.is_contiguous():
+        from ocpgem.kernels.silu_triton import launch_silu
+
+        factor = factors[0] if len(factors) == 1 else factors[0] * factors[1] if factors else None
+        launch_silu(x, factor, base, order, alpha, scale, out)
+    else:
+        _in_torch(x, factors, base, order, alpha, scale, out)
+    return out
+
+
+def silu_and_gradient(x: Tensor, grad: Tensor, base: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """SiLU(x), and grad * SiLU'(x) + base, of the dtype of x; without autograd."""
+    if use_native(x, grad, base):
+        return silu_native.silu_and_gradient(x, grad, base)
+    return silu_terms(x), silu_terms(x, (grad,), base, order=1, out=torch.empty_like(x))
+
+
+def silu_tangents(x: Tensor, tangent: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """tangent * SiLU'(x), tangent * grad * SiLU''(x), and grad * SiLU'(x); may overwrite tangent; without autograd."""
+    if use_native(x, tangent, grad):
+        return silu_native.silu_tangents(x, tangent, grad)
+    slope, bend = two_derivatives(x)
+    return tangent * slope, tangent.mul_(grad).mul_(bend), slope.mul_(grad)
 
 
 class _SiluSum(torch.autograd.Function):
@@ -71,13 +108,9 @@ class _SiluSum(torch.autograd.Function):
         ctx.save_for_backward(x, factor)
         ctx.order, ctx.alpha, ctx.scale = order, alpha, scale
         ctx.base_dtype = None if base is None else base.dtype
-        if not use_triton(x):
-            return _in_torch(x, () if factor is None else (factor,), base, order, alpha, scale, dtype)
-        from ocpgem.kernels.silu_triton import launch_silu
-
-        factor = None if factor is None else factor.contiguous()
-        base = None if base is None else base.contiguous()
-        return launch_silu(x.contiguous(), factor, base, order, alpha, scale, dtype)
+        out = torch.empty(x.shape, dtype=dtype, device=x.device)
+        factors = () if factor is None else (factor,)
+        return silu_terms(x, factors, base, order=order, alpha=alpha, scale=scale, out=out)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -107,9 +140,10 @@ def _product_term(
     """`_term` of the product of both factors, which is not kept where nothing is differentiated again."""
     if factor is None:
         return _term(x, grad, order, alpha, dtype)
-    if order > 2 or torch.is_grad_enabled() or use_triton(x):
+    if order > _HIGHEST or torch.is_grad_enabled():
         return _term(x, grad * factor, order, alpha, dtype)
-    return _in_torch(x, (grad, factor), None, order, alpha, 1.0, dtype)
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    return silu_terms(x, (grad, factor), order=order, alpha=alpha, out=out)
 
 
 def _derivative(x: Tensor, order: int) -> Tensor:
@@ -124,27 +158,46 @@ def _derivative(x: Tensor, order: int) -> Tensor:
 
 def _in_torch(
     x: Tensor,
-    factors: Sequence[Tensor],
+    factors: tuple[Tensor, ...],
     base: Tensor | None,
     order: int,
     alpha: float,
     scale: float,
-    dtype: torch.dtype,
-) -> Tensor:
-    """What `_SiluSum` computes, some rows at a time; order 0 has no factors, order 1 has one."""
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    out: Tensor,
+) -> None:
+    """`silu_terms` in torch's operations, some rows at a time."""
+    alone = alpha == 1 and base is None and len(factors) == order and out.dtype == x.dtype
     for place in places_in_cache(x):
         rows = x[place]
+        if order == 0 and alone:
+            torch.ops.aten.silu.out(rows, out=out[place])
+            continue
+        if order == 1 and alone:
+            torch.ops.aten.silu_backward.grad_input(
+                factors[0][place].to(rows.dtype), rows, grad_input=out[place]
+            )
+            continue
         if order == 0:
             found = F.silu(rows)
         elif order == 1:
             found = torch.ops.aten.silu_backward(factors[0][place].to(rows.dtype), rows)
         else:
             found = two_derivatives(rows)[1] if order == 2 else _derivative(rows.detach(), order).detach()
-            for factor in factors:
-                found.mul_(factor[place])
+        for factor in factors[int(order == 1) :]:
+            found.mul_(factor[place])
         if base is None:
             torch.mul(found, alpha, out=out[place])
         else:
-            torch.add(base[place] * scale, found, alpha=alpha, out=out[place])
-    return out
+            scaled = base[place] if scale == 1 else base[place] * scale
+            torch.add(scaled, found, alpha=alpha, out=out[place])
+
+
+def two_derivatives(x: Tensor) -> tuple[Tensor, Tensor]:
+    """SiLU'(x) and SiLU''(x), with s = sigmoid(x) and w = s (1 - s): s + x w, and w (2 + x (1 - 2 s))."""
+    if x.dtype.itemsize < 4:  # differences of rounded numbers would lose what is left of their digits
+        first, second = two_derivatives(x.float())
+        return first.to(x.dtype), second.to(x.dtype)
+    s = torch.sigmoid(x)
+    w = torch.addcmul(s, s, s, value=-1)
+    second = torch.addcmul(x, x, s, value=-2).add_(2).mul_(w)
+    return s.addcmul_(x, w), second

@@ -1,17 +1,18 @@
 """What a `DenseChain` computes of some rows: forward, its gradient, and the gradient of that; see `run_rows`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocpgem.kernels import use_triton
-from ocpgem.models.gemnet.activation import SILU_SCALE, scaled_silu, silu_sum, two_derivatives
+from ocpgem.models.gemnet.activation import SILU_SCALE, silu_and_gradient, silu_tangents, silu_terms
 
 
-def run_rows(x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[Tensor] | None) -> Tensor:
-    """Rows of the running sum after the last block; weights: see `scaled`. Pre-activations are appended to `kept`.
+def run_rows(
+    x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[Tensor] | None, out: Tensor
+) -> None:
+    """Write rows of the result to `out`; weights: see `scaled`. Pre-activations are appended to `kept`.
 
     The running sum of residual blocks is not divided by sqrt(2) after each; the constants multiply weights instead,
     which are small, so that every block reads and writes its activations as rarely as possible.
@@ -23,13 +24,16 @@ def run_rows(x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[Ten
             kept.append(found)
         return found
 
+    n_blocks = len(weights) // 2
+    blocks = weights[int(leading) :]
     if leading:
-        x, weights = scaled_silu(product(x, weights[0])), weights[1:]
-    own = leading  # whether nobody else reads x
-    for number, (first, second) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
-        update = product(F.silu(product(x, first)), second)
-        x, own = add_silu(x, update, number, own), True
-    return x
+        x = silu_terms(product(x, weights[0]), alpha=SILU_SCALE, out=None if n_blocks else out)
+    for number in range(n_blocks):
+        activated = silu_terms(product(x, blocks[2 * number]))
+        update = product(activated, blocks[2 * number + 1])
+        scale = 1 / growth(n_blocks) if number == n_blocks - 1 else 1.0
+        own = x if leading or number else None  # nobody else reads it
+        x = add_silu(x, update, number, scale, out if number == n_blocks - 1 else own)
 
 
 def growth(number: int) -> float:
@@ -54,14 +58,9 @@ def scaled_back(n_weights: int, leading: bool) -> list[float]:
     return found
 
 
-def add_silu(x: Tensor, update: Tensor, number: int, own: bool) -> Tensor:
-    """The running sum x after a residual block, in place of x if nobody else reads it (own)."""
-    alpha = growth(number) * SILU_SCALE
-    if use_triton(update):
-        return silu_sum(update, alpha, x)
-    update = F.silu(update)
-    add = x.add_ if own and x.dtype == torch.result_type(x, update) else x.add
-    return add(update, alpha=alpha)
+def add_silu(x: Tensor, update: Tensor, number: int, scale: float = 1.0, out: Tensor | None = None) -> Tensor:
+    """The running sum x after a residual block, times `scale`; out: where to write it."""
+    return silu_terms(update, base=x, alpha=growth(number) * SILU_SCALE * scale, scale=scale, out=out)
 
 
 class WeightSums:
@@ -72,13 +71,10 @@ class WeightSums:
         self.of_weights: list[Tensor | None] = [None] * len(weights)
         self._dtypes = [weight.dtype for weight in weights]
 
-    def add(
-        self, place: int, left: Tensor, right: Tensor, activation: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
-        """Add left^T activation(right), [n, out_dim]^T [n, in_dim], to the gradient of a weight if it is needed."""
+    def add(self, place: int, left: Tensor, right: Tensor) -> None:
+        """Add left^T right, [n, out_dim]^T [n, in_dim], to the gradient of a weight if it is needed."""
         if not self.needed[place]:
             return
-        right = right if activation is None else activation(right)
         total, right = self.of_weights[place], right.to(left.dtype)
         if total is None:
             self.of_weights[place] = (left.t() @ right).to(self._dtypes[place])
@@ -113,22 +109,26 @@ def gradient_of_rows(
     """
     starts = _starts(x, kept, leading) if any(sums.needed) else []
 
-    def before_activation(of_activated: Tensor) -> tuple[Tensor, Tensor]:
-        """The last pre-activation that is left, and its gradient."""
+    def before_activation(of_activated: Tensor) -> Tensor:
+        """The gradient of the last pre-activation that is left."""
         before = kept.pop()
-        found = torch.ops.aten.silu_backward(of_activated.to(before.dtype), before)
-        return before, found.add_(extra.pop()) if extra else found
+        more = extra.pop() if extra else None
+        return silu_terms(before, (of_activated.to(before.dtype),), more, order=1)
 
     for number in reversed(range(len(kept) // 2)):
         place = 2 * number + leading
         if passed is not None:
             passed.append(grad.clone())
-        _, of_outer = before_activation(grad)
+        of_outer = before_activation(grad)
         of_activated = of_outer @ back[place + 1]
         if passed is not None:
             passed.append(of_activated)
-        inner, of_inner = before_activation(of_activated)
-        sums.add(place + 1, of_outer, inner, F.silu)
+        if sums.needed[place + 1]:
+            more = extra.pop() if extra else None
+            activated, of_inner = silu_and_gradient(kept.pop(), of_activated, more)
+            sums.add(place + 1, of_outer, activated)
+        else:
+            of_inner = before_activation(of_activated)
         if starts:
             sums.add(place, of_inner, starts.pop())
         if grad.dtype == of_inner.dtype:
@@ -139,7 +139,7 @@ def gradient_of_rows(
         return grad
     if passed is not None:
         passed.append(grad)
-    _, of_product = before_activation(grad)
+    of_product = before_activation(grad)
     sums.add(0, of_product, x)
     return of_product @ back[0]
 
@@ -147,9 +147,9 @@ def gradient_of_rows(
 def _starts(x: Tensor, kept: Sequence[Tensor], leading: bool) -> list[Tensor]:
     """The running sum in front of each block."""
     n_blocks = len(kept) // 2
-    starts = [scaled_silu(kept[0]) if leading else x] if n_blocks else []
+    starts = [silu_terms(kept[0], alpha=SILU_SCALE) if leading else x] if n_blocks else []
     for number in range(n_blocks - 1):
-        starts.append(add_silu(starts[-1], kept[2 * number + leading + 1], number, own=False))
+        starts.append(add_silu(starts[-1], kept[2 * number + leading + 1], number))
     return starts
 
 
@@ -172,10 +172,9 @@ def tangents_of_rows(
 
     def through_activation(place: int, by_tangent: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """The tangent behind SiLU, and the gradient in front; grad: of what is behind. Overwrites `by_tangent`."""
-        slope, bend = two_derivatives(kept[place])
-        behind = by_tangent * slope
-        extra.append(by_tangent.mul_(grad).mul_(bend))
-        return behind, slope.mul_(grad)
+        behind, of_kept, of_x = silu_tangents(kept[place], by_tangent, grad)
+        extra.append(of_kept)
+        return behind, of_x
 
     tangent = tangent.to(kept[0].dtype)
     if leading:

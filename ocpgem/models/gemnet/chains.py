@@ -199,13 +199,9 @@ def _run_chain(x: Tensor, weights: Sequence[Tensor], leading: bool, kept: list[T
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     forth = [weight.to(dtype) for weight in scaled(weights, leading)]
-    y = None
+    y = x.new_empty(len(x), len(weights[-1]), dtype=dtype if leading else torch.promote_types(x.dtype, dtype))
     for place in places_in_cache(x):
-        sums = run_rows(x[place], forth, leading, kept)
-        if y is None:
-            y = sums.new_empty(len(x), sums.shape[1])
-        torch.mul(sums, 1 / growth(len(weights) // 2), out=y[place])
-    assert y is not None
+        run_rows(x[place], forth, leading, kept, y[place])
     return y
 
 

@@ -80,7 +80,7 @@ def test_kernels_on_a_gpu_equal_torch() -> None:
 def test_an_unknown_choice_is_refused() -> None:
     done = python("main.py", "models", OCPGEM_KERNELS="cuda")
     assert done.returncode == 2
-    assert "OCPGEM_KERNELS is 'cuda'; it must be torch or triton" in done.stderr
+    assert "OCPGEM_KERNELS is 'cuda'; it must be torch, native or triton" in done.stderr
 
 
 def test_triton_without_gpu_and_interpreter_is_refused_and_doctor_says_so() -> None:

@@ -1,0 +1,160 @@
+/* SiLU and its derivatives on a CPU, float32, several of them in one pass; called from silu_native.py.
+ *
+ * With s = sigmoid(x), c = 1 - s and w = s c:
+ *   SiLU = x s, SiLU' = s + x w, SiLU'' = w (2 + x (c - s)), SiLU''' = w (3 (c - s) + x ((c - s)^2 - 2 w)).
+ * Every element is computed alike wherever it stands, so results do not depend on how rows are grouped.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
+/* The processor that runs this chooses among the three. */
+#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FOR_EACH_CPU
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+enum { LEAST_PER_THREAD = 16384 };
+
+typedef struct {
+    float s, c; /* sigmoid(x) and 1 - sigmoid(x), both to the last digits */
+} Sigmoid;
+
+/* exp(x) for x <= 0, 0 where it would be denormal: 2^n times a polynomial of x - n log 2, |x - n log 2| < 0.35. */
+INLINE float exp_of_negative(float x) {
+    const float to_integer = 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded to a whole number */
+    float clipped = x < -87.0f ? -87.0f : x;
+    float shifted = clipped * 1.44269504f + to_integer;
+    float n = shifted - to_integer;
+    float rest = clipped - n * 0.693359375f + n * 2.12194440e-4f;
+    float found = 1.0f / 5040;
+    found = found * rest + 1.0f / 720;
+    found = found * rest + 1.0f / 120;
+    found = found * rest + 1.0f / 24;
+    found = found * rest + 1.0f / 6;
+    found = found * rest + 0.5f;
+    found = found * rest + 1.0f;
+    found = found * rest + 1.0f;
+    uint32_t bits; /* of `shifted`, whose last ones are n, then of 2^n */
+    memcpy(&bits, &shifted, 4);
+    bits = (bits - 0x4B400000u + 127u) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return x < -87.0f ? 0.0f : found * power;
+}
+
+INLINE Sigmoid sigmoid(float x) {
+    float e = exp_of_negative(-fabsf(x));
+    float large = 1.0f / (1.0f + e), small = e * large;
+    Sigmoid found = {x < 0.0f ? small : large, x < 0.0f ? large : small};
+    return found;
+}
+
+INLINE float slope(float x, Sigmoid at) { return at.s + x * (at.s * at.c); }
+
+INLINE float bend(float x, Sigmoid at) { return at.s * at.c * (2.0f + x * (at.c - at.s)); }
+
+INLINE float derivative(float x, int order) {
+    Sigmoid at = sigmoid(x);
+    float w = at.s * at.c, q = at.c - at.s;
+    switch (order) {
+    case 0:
+        return x * at.s;
+    case 1:
+        return slope(x, at);
+    case 2:
+        return bend(x, at);
+    default:
+        return w * (3.0f * q + x * (q * q - 2.0f * w));
+    }
+}
+
+#define LOOP(BODY) \
+    _Pragma("omp simd") for (int64_t i = lo; i < hi; i++) { BODY; }
+
+/* What a part reads and writes; which of them, the functions at the end say. */
+typedef struct {
+    const float *x, *factor, *other, *base;
+    float *out, *second, *third;
+    float alpha, scale;
+} Arguments;
+
+typedef void Part(const Arguments *of, int64_t lo, int64_t hi);
+
+INLINE void sum_of_order(const Arguments *of, int64_t lo, int64_t hi, int order) {
+    const float *x = of->x, *factor = of->factor, *other = of->other, *base = of->base;
+    const float alpha = of->alpha, scale = of->scale;
+    float *out = of->out;
+    if (factor && other)
+        LOOP(out[i] = alpha * factor[i] * other[i] * derivative(x[i], order))
+    else if (factor && base)
+        LOOP(out[i] = alpha * factor[i] * derivative(x[i], order) + scale * base[i])
+    else if (factor)
+        LOOP(out[i] = alpha * factor[i] * derivative(x[i], order))
+    else if (base)
+        LOOP(out[i] = alpha * derivative(x[i], order) + scale * base[i])
+    else
+        LOOP(out[i] = alpha * derivative(x[i], order))
+}
+
+FOR_EACH_CPU static void sum_0(const Arguments *of, int64_t lo, int64_t hi) { sum_of_order(of, lo, hi, 0); }
+FOR_EACH_CPU static void sum_1(const Arguments *of, int64_t lo, int64_t hi) { sum_of_order(of, lo, hi, 1); }
+FOR_EACH_CPU static void sum_2(const Arguments *of, int64_t lo, int64_t hi) { sum_of_order(of, lo, hi, 2); }
+FOR_EACH_CPU static void sum_3(const Arguments *of, int64_t lo, int64_t hi) { sum_of_order(of, lo, hi, 3); }
+
+FOR_EACH_CPU static void value_and_gradient(const Arguments *of, int64_t lo, int64_t hi) {
+    const float *x = of->x, *grad = of->factor, *base = of->base;
+    float *value = of->out, *of_x = of->second;
+    if (base)
+        LOOP(Sigmoid at = sigmoid(x[i]); value[i] = x[i] * at.s; of_x[i] = grad[i] * slope(x[i], at) + base[i])
+    else
+        LOOP(Sigmoid at = sigmoid(x[i]); value[i] = x[i] * at.s; of_x[i] = grad[i] * slope(x[i], at))
+}
+
+FOR_EACH_CPU static void tangents(const Arguments *of, int64_t lo, int64_t hi) {
+    const float *x = of->x, *tangent = of->factor, *grad = of->other;
+    float *behind = of->out, *bent = of->second, *of_x = of->third;
+    LOOP(Sigmoid at = sigmoid(x[i]); float first = slope(x[i], at); float t = tangent[i]; float g = grad[i];
+         behind[i] = t * first; bent[i] = t * g * bend(x[i], at); of_x[i] = g * first)
+}
+
+/* Call `part` for elements 0 to n, shared out among threads. */
+static void in_parts(Part *part, const Arguments *of, int64_t n, int threads) {
+    int64_t most = n / LEAST_PER_THREAD;
+    if (threads > most) threads = (int)most;
+    if (threads <= 1) {
+        part(of, 0, n);
+        return;
+    }
+    int64_t size = (n / threads + 64) / 64 * 64;
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int number = 0; number < threads; number++) {
+        int64_t lo = number * size, hi = lo + size;
+        part(of, lo < n ? lo : n, hi < n ? hi : n);
+    }
+}
+
+/* out = alpha factor other (the derivative of SiLU of an order from 0 to 3)(x) + scale base; factor, other, base may be
+ * NULL, other and base not both be given; out may be any of the others. */
+void ocpgem_silu(float *out, const float *x, const float *factor, const float *other, const float *base, int64_t n,
+                 int order, float alpha, float scale, int threads) {
+    Part *parts[] = {sum_0, sum_1, sum_2, sum_3};
+    Arguments of = {.x = x, .factor = factor, .other = other, .base = base, .out = out, .alpha = alpha, .scale = scale};
+    in_parts(parts[order], &of, n, threads);
+}
+
+/* value = SiLU(x), of_x = grad SiLU'(x) + base; base may be NULL, of_x be grad. */
+void ocpgem_silu_and_gradient(float *value, float *of_x, const float *x, const float *grad, const float *base,
+                              int64_t n, int threads) {
+    Arguments of = {.x = x, .factor = grad, .base = base, .out = value, .second = of_x};
+    in_parts(value_and_gradient, &of, n, threads);
+}
+
+/* behind = tangent SiLU'(x), bent = tangent grad SiLU''(x), of_x = grad SiLU'(x); bent may be tangent. */
+void ocpgem_silu_tangents(float *behind, float *bent, float *of_x, const float *x, const float *tangent,
+                          const float *grad, int64_t n, int threads) {
+    Arguments of = {.x = x, .factor = tangent, .other = grad, .out = behind, .second = bent, .third = of_x};
+    in_parts(tangents, &of, n, threads);
+}

@@ -1,0 +1,207 @@
+"""The compiled SiLU: exact to the last digits, alike wherever an element stands; and reasons where it is missing."""
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ocpgem import kernels
+from ocpgem.errors import RequestError
+from ocpgem.kernels import silu_native
+from ocpgem.models.gemnet.activation import silu_and_gradient, silu_sum, silu_tangents, silu_terms
+from tests.structures import case_config, random_potential, random_slabs, topology_of
+
+LIBRARY, REASON = silu_native.library()
+needs_library = pytest.mark.skipif(LIBRARY is None, reason=REASON)
+ULP = 2.0**-23
+
+
+@pytest.fixture
+def native(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "BACKEND", "native")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return (4 * torch.randn(*shape, dtype=torch.float64)).to(dtype)
+
+
+def exact(x: Tensor, order: int) -> Tensor:
+    """A derivative of SiLU in float64."""
+    value = x.double().requires_grad_()
+    found = F.silu(value)
+    for _ in range(order):
+        (found,) = torch.autograd.grad(found.sum(), value, create_graph=True)
+    return found.detach()
+
+
+def test_set_up_compiled_it_where_there_is_a_compiler() -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("there is no gcc")
+    assert LIBRARY is not None, REASON
+    assert REASON == "compiled from silu.c"
+
+
+@needs_library
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_values_are_exact_to_the_last_digits(native: None, order: int) -> None:
+    x = torch.cat([torch.linspace(-120, 100, 400_001), random(1000) * 1e-6, torch.zeros(3)])
+    found = silu_terms(x, (torch.ones_like(x),) if order else (), order=order).double()
+    expected = exact(x, order)
+    terms, least = expected.abs(), 2e-36  # what is smaller is taken as 0
+    if order:  # sums of terms that cancel where they change their sign; torch's in float64, too
+        terms, least = terms + torch.sigmoid(-x.abs()).double() * (3 + x.abs()), 1e-13
+    assert bool(((found - expected).abs() <= 3 * ULP * terms + least).all())
+
+
+@needs_library
+def test_infinite_numbers_and_no_numbers_are_those_of_torch(native: None) -> None:
+    x = torch.tensor([math.nan, math.inf, -math.inf, 3e38, -3e38, -0.0])
+    torch.testing.assert_close(silu_terms(x), F.silu(x), rtol=0, atol=0, equal_nan=True)
+    assert silu_terms(x)[5].signbit()
+    slopes = silu_terms(x, (torch.ones_like(x),), order=1)
+    assert bool(slopes[0].isnan())
+    assert slopes[3:].tolist() == [1.0, 0.0, 0.5]
+
+
+@needs_library
+def test_an_element_is_computed_alike_wherever_it_stands(native: None, threads: None) -> None:
+    """By one thread or several, and in rows of any number: recomputed values equal kept ones."""
+    x, grad, base = random(70_003), random(70_003), random(70_003)
+    torch.set_num_threads(2)
+    value, of_x = silu_and_gradient(x, grad, base)
+    whole = [*silu_tangents(x, grad.clone(), base), value, of_x]
+    assert torch.equal(value, silu_terms(x))
+    assert torch.equal(of_x, silu_terms(x, (grad,), base, order=1))
+    for n_threads, size in ((1, 70_003), (2, 35_001), (2, 1_111), (3, 13)):
+        torch.set_num_threads(n_threads)
+        for first in range(0, 5 * size, size):
+            rows = slice(first, first + size)
+            own = x[rows].clone(), grad[rows].clone(), base[rows].clone()
+            parts = [*silu_tangents(own[0], own[1].clone(), own[2]), *silu_and_gradient(*own)]
+            for part, all_rows in zip(parts, whole, strict=True):
+                assert torch.equal(part, all_rows[rows])
+
+
+@needs_library
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+@pytest.mark.parametrize("n_factors", [0, 1, 2])
+@pytest.mark.parametrize("with_base", [False, True])
+def test_terms_are_those_of_torch(
+    native: None, monkeypatch: pytest.MonkeyPatch, order: int, n_factors: int, with_base: bool
+) -> None:
+    if order == 1 and not n_factors:
+        pytest.skip("torch's has a factor")
+    x, factors = random(300, 7), tuple(random(300, 7) for _ in range(n_factors))
+    base = random(300, 7) if with_base else None
+
+    def found() -> Tensor:
+        return silu_terms(x, factors, base, order=order, alpha=1.3, scale=0.7)
+
+    by_native = found()
+    monkeypatch.setattr(kernels, "BACKEND", "torch")
+    expected = found()
+    torch.testing.assert_close(by_native, expected, rtol=1e-5, atol=2e-6 * float(expected.abs().max()))
+
+
+@needs_library
+def test_results_may_overwrite_what_they_are_made_of(native: None) -> None:
+    x, base, grad = random(500), random(500), random(500)
+    expected = silu_terms(x, base=base, alpha=0.5)
+    assert torch.equal(silu_terms(x, base=base, alpha=0.5, out=base), expected)
+    assert torch.equal(base, expected)
+    behind, bent, of_x = silu_tangents(x, grad, base)
+    assert bent is grad
+    assert bool((behind != 0).all() and (of_x != 0).all())
+
+
+@needs_library
+def test_torch_computes_what_the_compiled_functions_do_not_know(
+    native: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(silu_native, "silu", fails)
+    with pytest.raises(AssertionError):
+        silu_sum(random(8, 8), 1.0)
+    for x in (random(8, 8).t(), random(8, dtype=torch.float64), random(8, dtype=torch.bfloat16)):
+        torch.testing.assert_close(silu_sum(x, 2.0), 2 * F.silu(x), rtol=1e-2, atol=1e-2)
+    mixed = silu_sum(random(8, dtype=torch.bfloat16), 1.0, random(8))
+    assert mixed.dtype == torch.float32
+    fourth = silu_terms(random(8), (random(8),), order=4)
+    assert bool(fourth.isfinite().all())
+
+
+@needs_library
+@pytest.mark.parametrize("case", ["gemnet_dT", "gemnet_T", "gemnet_OC"])
+def test_models_have_the_numbers_that_they_have_by_torch(
+    native: None, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """Energies, forces and gradients of all weights; gradient forces need second derivatives for those."""
+    potential = random_potential(case_config(case)).float().train()
+    batch = random_slabs((6, 4))
+    topology = topology_of(batch, potential.graph_spec)
+    started = []
+    for name in ("silu", "silu_and_gradient", "silu_tangents"):
+        function = getattr(silu_native, name)
+        monkeypatch.setattr(
+            silu_native, name, lambda *given, f=function, n=name: (started.append(n), f(*given))[1]
+        )
+
+    def outputs() -> list[Tensor]:
+        potential.zero_grad()
+        predicted = potential(batch, topology)
+        (predicted.energy.sum() + predicted.forces.pow(2).sum()).backward()
+        of_weights = [p.grad for p in potential.parameters() if p.grad is not None]
+        return [predicted.energy.detach(), predicted.forces.detach(), *of_weights]
+
+    by_native = outputs()
+    wanted = {"silu", "silu_and_gradient"} | ({"silu_tangents"} if case == "gemnet_T" else set())
+    assert wanted == set(started)
+    monkeypatch.setattr(kernels, "BACKEND", "torch")
+    for one, other in zip(by_native, outputs(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5 * float(other.abs().max()))
+
+
+def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert silu_native.library(tmp_path) == (
+        None,
+        "silu.c is not compiled: that takes a C compiler (gcc 12 or later) and `make setup`",
+    )
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "_silu.so").write_text("no library")
+    found, reason = silu_native.library(broken)
+    assert found is None
+    assert reason.startswith("_silu.so cannot be used (")
+    monkeypatch.setattr(silu_native, "library", lambda: (None, reason))
+    monkeypatch.delenv("OCPGEM_KERNELS", raising=False)
+    assert kernels._choose_backend() == ("torch", reason)
+    monkeypatch.setenv("OCPGEM_KERNELS", "native")
+    with pytest.raises(RequestError, match=r"OCPGEM_KERNELS is native, but _silu\.so cannot be used"):
+        kernels._choose_backend()
+
+
+@needs_library
+def test_two_libraries_of_threads_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    silu_native.library.cache_clear()
+    monkeypatch.setattr(silu_native, "_threads_come_from", lambda: {"libgomp.so.1", "libiomp5.so"})
+    try:
+        assert silu_native.library() == (
+            None,
+            "torch brings an OpenMP of its own here (libgomp.so.1, libiomp5.so)",
+        )
+    finally:
+        silu_native.library.cache_clear()
