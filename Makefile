@@ -9,7 +9,7 @@ PYTEST := $(PYTHON_IN_VENV) -m pytest -n $(TEST_WORKERS) --maxprocesses 4 --dist
 help: ## list what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
-setup: ## make .venv from requirements.lock, compile silu.c if there is gcc (1 to 3 minutes)
+setup: ## make .venv from requirements.lock, compile ours if there is gcc (1 to 3 minutes)
 	@sh tools/setup.sh
 
 setup-full: ## the same and torch-scatter, compiled once per machine (3 to 8 minutes)
@@ -38,5 +38,5 @@ format: setup ## let ruff rewrite what it can
 	@$(PYTHON_IN_VENV) -m ruff format .
 
 clean: ## remove .venv, compiled kernels and caches (kept: torch-scatter wheels, data, runs)
-	rm -rf .venv ocpgem/kernels/_silu*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv ocpgem/kernels/_native*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,7 +24,7 @@ from benchmarks.speed.process import shown_command
 from benchmarks.speed.ready import ready
 from benchmarks.speed.structures import SIZES
 from benchmarks.speed.timing import product_rate
-from ocpgem.kernels import silu_native
+from ocpgem.kernels import native
 
 WIDE = 256
 PRODUCTS = ("aten::mm", "aten::addmm_", "aten::addmm", "aten::bmm", "aten::baddbmm_", "aten::baddbmm")
@@ -43,7 +43,7 @@ def kind_of(event: Any) -> tuple[str, float]:
 def show_compiled_functions() -> None:
     """Let the profiler see the functions of silu.c, which are no operations of torch's."""
     for name in ("silu", "silu_and_gradient", "silu_tangents"):
-        setattr(silu_native, name, record_function(f"native {name}")(getattr(silu_native, name)))
+        setattr(native, name, record_function(f"native {name}")(getattr(native, name)))
 
 
 def profiled(model: str) -> dict[str, dict[str, float]]:

@@ -179,7 +179,9 @@ def _kernels() -> Iterator[Check]:
         text = f"torch's own; {kernels.ENVIRONMENT_VARIABLE}=triton tries Triton's (not measured yet)"
         yield Check("kernels", "ok", text)
     elif kernels.BACKEND == "native":
-        yield Check("kernels", "ok", f"activations: {kernels.REASON}; the rest: torch's own")
+        yield Check(
+            "kernels", "ok", "compiled functions for activations and small products; torch's own for the rest"
+        )
     else:
         chosen = kernels.REASON.startswith(kernels.ENVIRONMENT_VARIABLE)
         yield Check("kernels", "ok" if chosen else "note", f"torch's own ({kernels.REASON})")

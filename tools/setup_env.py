@@ -1,9 +1,9 @@
-"""Prepare .venv: the packages of requirements.lock and, with --full, torch-scatter and Triton; compile silu.c.
+"""Prepare .venv: the packages of requirements.lock and, with --full, torch-scatter and Triton; compile our C.
 
 Run by make, with nothing but the standard library. A second run finds everything in place and does nothing.
 torch-scatter exists only as source for most platforms: it is compiled once and kept outside the clone, by
-torch version, Python version and platform, where every clone on the machine finds it. silu.c takes two seconds; where
-there is no compiler for it, torch computes what it would.
+torch version, Python version and platform, where every clone on the machine finds it. Our own few functions in C take
+five seconds; where there is no compiler for them, torch computes what they would.
 """
 
 import argparse
@@ -149,19 +149,21 @@ def _install_scatter(full: bool, first_time: bool) -> bool:
 
 
 def _compile_kernels() -> bool:
-    """Compile silu.c next to it, as setup.py says, unless that is done; says if anything was done."""
-    sources = (KERNELS / "silu.c", ROOT / "setup.py", STAMP)
+    """Compile our functions in C next to them, as setup.py says, unless that is done; says if anything was done."""
+    sources = (*sorted(KERNELS.glob("*.[ch]")), ROOT / "setup.py", STAMP)
     wanted = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     if KERNELS_STAMP.exists() and KERNELS_STAMP.read_text() == wanted:
         return False
-    for earlier in KERNELS.glob("_silu*.so"):
+    for earlier in KERNELS.glob("_native*.so"):
         earlier.unlink()
     work = VENV / "build"
     shutil.rmtree(work, ignore_errors=True)  # else an earlier result is copied where compiling fails
     command = [str(PYTHON), "setup.py", "build_ext", "--inplace", "--build-temp", str(work)]
-    _run("compiling silu.c", [*command, "--build-lib", str(work / "lib")])
-    if not any(KERNELS.glob("_silu*.so")):
-        _say(f"  no C compiler that can do it (gcc 12 or later): torch computes activations; see {LOG}")
+    _run("compiling functions for CPUs", [*command, "--build-lib", str(work / "lib")])
+    if not any(KERNELS.glob("_native*.so")):
+        _say(
+            f"  no C compiler that can do it (gcc 12 or later): torch computes more slowly what it would; see {LOG}"
+        )
     KERNELS_STAMP.write_text(wanted)
     return True
 

@@ -1,6 +1,7 @@
 """Kernels behind a few functions of the models, in place of torch's own operations.
 
-On a CPU activations are computed by compiled functions (`silu_native`) where set-up could compile them. On a GPU Triton
+On a CPU compiled functions (`native`) compute activations and products of small matrices where set-up could compile
+them. On a GPU Triton
 computes activations and sums over angles if `OCPGEM_KERNELS=triton` is set: no GPU has timed these kernels, so they are
 not the default. With TRITON_INTERPRET=1 they run on a CPU, slowly: that is for tests. `OCPGEM_KERNELS=torch` leaves all
 to torch.
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ocpgem.errors import RequestError
-from ocpgem.kernels import silu_native
+from ocpgem.kernels import native
 
 ENVIRONMENT_VARIABLE = "OCPGEM_KERNELS"
 
@@ -30,7 +31,7 @@ def _choose_backend() -> tuple[str, str]:
     if wanted == "triton":
         _require_triton()
         return "triton", chosen
-    library, reason = silu_native.library()
+    library, reason = native.library()
     if library is not None:
         return "native", reason
     if wanted == "native":
@@ -76,10 +77,7 @@ def use_native(*tensors: Tensor | None) -> bool:
     if BACKEND != "native" or torch.compiler.is_compiling():
         return False
     return all(
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.is_cpu
-        and x.dtype == torch.float32
-        and x.is_contiguous()
+        type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and x.dtype == torch.float32
         for x in tensors
         if x is not None
     )

@@ -1,20 +1,12 @@
-/* SiLU and its derivatives on a CPU, float32, several of them in one pass; called from silu_native.py.
+/* SiLU and its derivatives on a CPU, float32, several of them in one pass; called from native.py.
  *
  * With s = sigmoid(x), c = 1 - s and w = s c:
  *   SiLU = x s, SiLU' = s + x w, SiLU'' = w (2 + x (c - s)), SiLU''' = w (3 (c - s) + x ((c - s)^2 - 2 w)).
  * Every element is computed alike wherever it stands, so results do not depend on how rows are grouped.
  */
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-/* The processor that runs this chooses among the three. */
-#define FOR_EACH_CPU __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FOR_EACH_CPU
-#endif
-#define INLINE static inline __attribute__((always_inline))
+#include "common.h"
 
 enum { LEAST_PER_THREAD = 16384 };
 

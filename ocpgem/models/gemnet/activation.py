@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ocpgem.kernels import silu_native, use_native, use_triton
+from ocpgem.kernels import native, use_native, use_triton
 from ocpgem.models.gemnet.in_blocks import places_in_cache
 
 SILU_SCALE = 1 / 0.6
@@ -64,8 +64,8 @@ def silu_terms(
         dtype = x.dtype if base is None else torch.promote_types(x.dtype, base.dtype)
         out = torch.empty(x.shape, dtype=dtype, device=x.device)
     known = order <= _HIGHEST and (base is None or len(factors) < 2)
-    if known and use_native(x, *factors, base, out):
-        silu_native.silu(x, factors, base, order, alpha, scale, out)
+    if known and _use_native(x, *factors, base, out):
+        native.silu(x, factors, base, order, alpha, scale, out)
     elif known and use_triton(x) and out.is_contiguous():
         from ocpgem.kernels.silu_triton import launch_silu
 
@@ -78,17 +78,22 @@ def silu_terms(
 
 def silu_and_gradient(x: Tensor, grad: Tensor, base: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """SiLU(x), and grad * SiLU'(x) + base, of the dtype of x; without autograd."""
-    if use_native(x, grad, base):
-        return silu_native.silu_and_gradient(x, grad, base)
+    if _use_native(x, grad, base):
+        return native.silu_and_gradient(x, grad, base)
     return silu_terms(x), silu_terms(x, (grad,), base, order=1, out=torch.empty_like(x))
 
 
 def silu_tangents(x: Tensor, tangent: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """tangent * SiLU'(x), tangent * grad * SiLU''(x), and grad * SiLU'(x); may overwrite tangent; without autograd."""
-    if use_native(x, tangent, grad):
-        return silu_native.silu_tangents(x, tangent, grad)
+    if _use_native(x, tangent, grad):
+        return native.silu_tangents(x, tangent, grad)
     slope, bend = two_derivatives(x)
     return tangent * slope, tangent.mul_(grad).mul_(bend), slope.mul_(grad)
+
+
+def _use_native(x: Tensor, *others: Tensor | None) -> bool:
+    alike = all(other is None or (other.shape == x.shape and other.is_contiguous()) for other in others)
+    return alike and x.is_contiguous() and use_native(x, *others)
 
 
 class _SiluSum(torch.autograd.Function):

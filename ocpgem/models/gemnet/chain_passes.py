@@ -29,7 +29,8 @@ def run_rows(
     if leading:
         x = silu_terms(product(x, weights[0]), alpha=SILU_SCALE, out=None if n_blocks else out)
     for number in range(n_blocks):
-        activated = silu_terms(product(x, blocks[2 * number]))
+        inner = product(x, blocks[2 * number])
+        activated = silu_terms(inner, out=inner if kept is None else None)
         update = product(activated, blocks[2 * number + 1])
         scale = 1 / growth(n_blocks) if number == n_blocks - 1 else 1.0
         own = x if leading or number else None  # nobody else reads it
@@ -103,9 +104,10 @@ def gradient_of_rows(
 ) -> Tensor:
     """The gradient of rows of x; adds what they give to the gradients of the weights; empties `kept` and `extra`.
 
-    back: the weights times `scaled_back`; grad: of the running sum after the last block, is overwritten. `passed` gets,
-    from the last block on, the gradients of the running sum and of the inner activation of each, then of the
-    leading one. extra: gradients of the pre-activations from elsewhere, see `tangents_of_rows`, or nothing.
+    back: the weights times `scaled_back`; grad: of the running sum after the last block, is overwritten, and returned
+    where no dense layer leads. `passed` gets, from the last block on, the gradients of the running sum and of the inner
+    activation of each, then of the leading one. extra: gradients of the pre-activations from elsewhere, see
+    `tangents_of_rows`, or nothing.
     """
     starts = _starts(x, kept, leading) if any(sums.needed) else []
 

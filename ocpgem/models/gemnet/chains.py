@@ -138,8 +138,11 @@ class _ForceGradient(torch.autograd.Function):
         for place in places_in_cache(x):
             of_rows, kept = kept[:n_weights], kept[n_weights:]
             own: list[Tensor] = []
-            start = grad[place] * (1 / growth(n_weights // 2))
-            of_x[place] = gradient_of_rows(x[place], back, of_rows, leading, start, nothing, own, [])
+            into = None if leading or of_x.dtype != grad.dtype else of_x[place]
+            start = torch.mul(grad[place], 1 / growth(n_weights // 2), out=into)
+            found = gradient_of_rows(x[place], back, of_rows, leading, start, nothing, own, [])
+            if found is not into:
+                of_x[place] = found
             passed += own[1:]  # the first is `start`
         ctx.save_for_backward(grad, x, *others, *passed)
         ctx.extra, ctx.leading, ctx.n_weights = extra, leading, n_weights
@@ -257,9 +260,10 @@ def _chain_gradient(
     for place in places_in_cache(x):
         of_rows, more = kept[: len(weights)], extra[: len(weights)]
         del kept[: len(weights)], extra[: len(weights)]
-        start = grad[place] * (1 / growth(len(weights) // 2))
+        into = None if leading or of_x is None or of_x.dtype != grad.dtype else of_x[place]
+        start = torch.mul(grad[place], 1 / growth(len(weights) // 2), out=into)
         found = gradient_of_rows(x[place], back, of_rows, leading, start, sums, None, more)
-        if of_x is not None:
+        if of_x is not None and found is not into:
             of_x[place] = found
     return of_x, sums.times(factors)
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ocpgem.kernels import native, use_native
+
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """left @ right, [n, rows, k] @ [n, k, columns] of one dtype; can be differentiated any number of times."""
@@ -49,6 +51,11 @@ def _save_needed(ctx: Any, a: Tensor, b: Tensor) -> None:
     ctx.save_for_backward(a if ctx.needs_input_grad[1] else None, b if ctx.needs_input_grad[0] else None)
 
 
+def _matmul(left: Tensor, right: Tensor) -> Tensor:
+    found = native.products(left, right) if use_native(left, right) else None
+    return left @ right if found is None else found
+
+
 class _Times(torch.autograd.Function):
     """A, B -> A B."""
 
@@ -56,7 +63,7 @@ class _Times(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         _save_needed(ctx, a, b)
         a, b = _alike(a, b)
-        return a @ b
+        return _matmul(a, b)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -72,7 +79,7 @@ class _TimesTransposed(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         _save_needed(ctx, a, b)
         a, b = _alike(a, b)
-        return a @ b.transpose(1, 2)
+        return _matmul(a, b.transpose(1, 2))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -88,7 +95,7 @@ class _TransposedTimes(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         _save_needed(ctx, a, b)
         a, b = _alike(a, b)
-        return a.transpose(1, 2) @ b
+        return _matmul(a.transpose(1, 2), b)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

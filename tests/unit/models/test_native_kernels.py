@@ -1,4 +1,4 @@
-"""The compiled SiLU: exact to the last digits, alike wherever an element stands; and reasons where it is missing."""
+"""Compiled functions: exact to the last digits, alike wherever an element stands; reasons where they are missing."""
 
 import math
 import shutil
@@ -12,17 +12,23 @@ from torch import Tensor
 
 from ocpgem import kernels
 from ocpgem.errors import RequestError
-from ocpgem.kernels import silu_native
+from ocpgem.kernels import native
 from ocpgem.models.gemnet.activation import silu_and_gradient, silu_sum, silu_tangents, silu_terms
+from ocpgem.models.gemnet.products import product
 from tests.structures import case_config, random_potential, random_slabs, topology_of
 
-LIBRARY, REASON = silu_native.library()
+LIBRARY, REASON = native.library()
 needs_library = pytest.mark.skipif(LIBRARY is None, reason=REASON)
 ULP = 2.0**-23
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.fixture
-def native(monkeypatch: pytest.MonkeyPatch) -> None:
+def by_native(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BACKEND", "native")
 
 
@@ -50,12 +56,12 @@ def test_set_up_compiled_it_where_there_is_a_compiler() -> None:
     if shutil.which("gcc") is None:
         pytest.skip("there is no gcc")
     assert LIBRARY is not None, REASON
-    assert REASON == "compiled from silu.c"
+    assert REASON == "compiled"
 
 
 @needs_library
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
-def test_values_are_exact_to_the_last_digits(native: None, order: int) -> None:
+def test_values_are_exact_to_the_last_digits(by_native: None, order: int) -> None:
     x = torch.cat([torch.linspace(-120, 100, 400_001), random(1000) * 1e-6, torch.zeros(3)])
     found = silu_terms(x, (torch.ones_like(x),) if order else (), order=order).double()
     expected = exact(x, order)
@@ -66,7 +72,7 @@ def test_values_are_exact_to_the_last_digits(native: None, order: int) -> None:
 
 
 @needs_library
-def test_infinite_numbers_and_no_numbers_are_those_of_torch(native: None) -> None:
+def test_infinite_numbers_and_no_numbers_are_those_of_torch(by_native: None) -> None:
     x = torch.tensor([math.nan, math.inf, -math.inf, 3e38, -3e38, -0.0])
     torch.testing.assert_close(silu_terms(x), F.silu(x), rtol=0, atol=0, equal_nan=True)
     assert silu_terms(x)[5].signbit()
@@ -76,7 +82,7 @@ def test_infinite_numbers_and_no_numbers_are_those_of_torch(native: None) -> Non
 
 
 @needs_library
-def test_an_element_is_computed_alike_wherever_it_stands(native: None, threads: None) -> None:
+def test_an_element_is_computed_alike_wherever_it_stands(by_native: None, threads: None) -> None:
     """By one thread or several, and in rows of any number: recomputed values equal kept ones."""
     x, grad, base = random(70_003), random(70_003), random(70_003)
     torch.set_num_threads(2)
@@ -99,7 +105,7 @@ def test_an_element_is_computed_alike_wherever_it_stands(native: None, threads: 
 @pytest.mark.parametrize("n_factors", [0, 1, 2])
 @pytest.mark.parametrize("with_base", [False, True])
 def test_terms_are_those_of_torch(
-    native: None, monkeypatch: pytest.MonkeyPatch, order: int, n_factors: int, with_base: bool
+    by_native: None, monkeypatch: pytest.MonkeyPatch, order: int, n_factors: int, with_base: bool
 ) -> None:
     if order == 1 and not n_factors:
         pytest.skip("torch's has a factor")
@@ -109,14 +115,14 @@ def test_terms_are_those_of_torch(
     def found() -> Tensor:
         return silu_terms(x, factors, base, order=order, alpha=1.3, scale=0.7)
 
-    by_native = found()
+    ours = found()
     monkeypatch.setattr(kernels, "BACKEND", "torch")
     expected = found()
-    torch.testing.assert_close(by_native, expected, rtol=1e-5, atol=2e-6 * float(expected.abs().max()))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=5e-6 * float(expected.abs().max()))
 
 
 @needs_library
-def test_results_may_overwrite_what_they_are_made_of(native: None) -> None:
+def test_results_may_overwrite_what_they_are_made_of(by_native: None) -> None:
     x, base, grad = random(500), random(500), random(500)
     expected = silu_terms(x, base=base, alpha=0.5)
     assert torch.equal(silu_terms(x, base=base, alpha=0.5, out=base), expected)
@@ -128,12 +134,12 @@ def test_results_may_overwrite_what_they_are_made_of(native: None) -> None:
 
 @needs_library
 def test_torch_computes_what_the_compiled_functions_do_not_know(
-    native: None, monkeypatch: pytest.MonkeyPatch
+    by_native: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(silu_native, "silu", fails)
+    monkeypatch.setattr(native, "silu", fails)
     with pytest.raises(AssertionError):
         silu_sum(random(8, 8), 1.0)
     for x in (random(8, 8).t(), random(8, dtype=torch.float64), random(8, dtype=torch.bfloat16)):
@@ -147,17 +153,17 @@ def test_torch_computes_what_the_compiled_functions_do_not_know(
 @needs_library
 @pytest.mark.parametrize("case", ["gemnet_dT", "gemnet_T", "gemnet_OC"])
 def test_models_have_the_numbers_that_they_have_by_torch(
-    native: None, monkeypatch: pytest.MonkeyPatch, case: str
+    by_native: None, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """Energies, forces and gradients of all weights; gradient forces need second derivatives for those."""
     potential = random_potential(case_config(case)).float().train()
     batch = random_slabs((6, 4))
     topology = topology_of(batch, potential.graph_spec)
     started = []
-    for name in ("silu", "silu_and_gradient", "silu_tangents"):
-        function = getattr(silu_native, name)
+    for name in ("silu", "silu_and_gradient", "silu_tangents", "products"):
+        function = getattr(native, name)
         monkeypatch.setattr(
-            silu_native, name, lambda *given, f=function, n=name: (started.append(n), f(*given))[1]
+            native, name, lambda *given, f=function, n=name: (started.append(n), f(*given))[1]
         )
 
     def outputs() -> list[Tensor]:
@@ -167,41 +173,112 @@ def test_models_have_the_numbers_that_they_have_by_torch(
         of_weights = [p.grad for p in potential.parameters() if p.grad is not None]
         return [predicted.energy.detach(), predicted.forces.detach(), *of_weights]
 
-    by_native = outputs()
-    wanted = {"silu", "silu_and_gradient"} | ({"silu_tangents"} if case == "gemnet_T" else set())
+    ours = outputs()
+    wanted = {"silu", "silu_and_gradient", "products"} | ({"silu_tangents"} if case == "gemnet_T" else set())
     assert wanted == set(started)
     monkeypatch.setattr(kernels, "BACKEND", "torch")
-    for one, other in zip(by_native, outputs(), strict=True):
+    for one, other in zip(ours, outputs(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5 * float(other.abs().max()))
 
 
+SIZES = [
+    (5, 16, 7, 64),
+    (3, 1, 20, 13),
+    (70, 5, 3, 8),
+    (2, 130, 9, 49),
+    (2, 7, 70, 7),
+    (1, 3, 8, 1),
+    (300, 33, 40, 15),
+    (0, 3, 8, 8),
+    (2, 0, 8, 8),
+    (2, 3, 0, 8),
+]
+
+
+@needs_library
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("left_transposed", [False, True])
+@pytest.mark.parametrize("right_transposed", [False, True])
+def test_products_of_small_matrices(
+    size: tuple[int, int, int, int], left_transposed: bool, right_transposed: bool
+) -> None:
+    """Factors as they are stored or transposed, and parts of larger ones."""
+    n, rows, terms, columns = size
+    left = (
+        random(n, terms, rows + 2)[:, :, 1:-1].transpose(1, 2) if left_transposed else random(n, rows, terms)
+    )
+    right = (
+        random(n, columns, terms).transpose(1, 2)
+        if right_transposed
+        else random(n, terms + 3, columns)[:, 2:-1]
+    )
+    across = not right_transposed and columns >= 8
+    along = right_transposed and not left_transposed and terms >= 8 and columns < 16
+    found = native.products(left, right)
+    if found is None:
+        assert not across
+        assert not along or terms == 0
+        return
+    assert across or along or rows <= 1 or terms <= 1 or columns <= 1
+    expected = left.double() @ right.double()
+    most = left.double().abs() @ right.double().abs()
+    assert found.shape == expected.shape
+    assert bool(((found - expected).abs() <= 2 * ULP * math.sqrt(terms + 1) * most).all())
+
+
+@needs_library
+def test_a_product_does_not_depend_on_the_others_nor_on_threads(threads: None) -> None:
+    for left, right in (
+        (random(900, 18, 7), random(900, 7, 52)),
+        (random(900, 18, 50), random(900, 7, 50).transpose(1, 2)),
+    ):
+        torch.set_num_threads(2)
+        whole = native.products(left, right)
+        assert whole is not None
+        for n_threads, first in ((1, 0), (2, 450), (3, 899)):
+            torch.set_num_threads(n_threads)
+            part = native.products(left[first:], right[first:])
+            assert part is not None
+            assert torch.equal(part, whole[first:])
+
+
+@needs_library
+def test_factors_that_do_not_fit_are_left_to_torch(by_native: None) -> None:
+    left, right = random(3, 5, 9), random(1, 9, 8)
+    torch.testing.assert_close(product(left, right), left @ right)
+    with pytest.raises(RuntimeError, match="size"):
+        product(left, random(3, 8, 8))
+    with pytest.raises(RuntimeError, match="size"):
+        silu_sum(random(4, 4), 1.0, random(3, 4))
+
+
 def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert silu_native.library(tmp_path) == (
+    assert native.library(tmp_path) == (
         None,
-        "silu.c is not compiled: that takes a C compiler (gcc 12 or later) and `make setup`",
+        "what is written in C is not compiled: that takes gcc 12 or later and `make setup`",
     )
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "_silu.so").write_text("no library")
-    found, reason = silu_native.library(broken)
+    (broken / "_native.so").write_text("no library")
+    found, reason = native.library(broken)
     assert found is None
-    assert reason.startswith("_silu.so cannot be used (")
-    monkeypatch.setattr(silu_native, "library", lambda: (None, reason))
+    assert reason.startswith("_native.so cannot be used (")
+    monkeypatch.setattr(native, "library", lambda: (None, reason))
     monkeypatch.delenv("OCPGEM_KERNELS", raising=False)
     assert kernels._choose_backend() == ("torch", reason)
     monkeypatch.setenv("OCPGEM_KERNELS", "native")
-    with pytest.raises(RequestError, match=r"OCPGEM_KERNELS is native, but _silu\.so cannot be used"):
+    with pytest.raises(RequestError, match=r"OCPGEM_KERNELS is native, but _native\.so cannot be used"):
         kernels._choose_backend()
 
 
 @needs_library
 def test_two_libraries_of_threads_are_not_mixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    silu_native.library.cache_clear()
-    monkeypatch.setattr(silu_native, "_threads_come_from", lambda: {"libgomp.so.1", "libiomp5.so"})
+    native.library.cache_clear()
+    monkeypatch.setattr(native, "_threads_come_from", lambda: {"libgomp.so.1", "libiomp5.so"})
     try:
-        assert silu_native.library() == (
+        assert native.library() == (
             None,
             "torch brings an OpenMP of its own here (libgomp.so.1, libiomp5.so)",
         )
     finally:
-        silu_native.library.cache_clear()
+        native.library.cache_clear()

@@ -1,7 +1,7 @@
-"""SiLU and its derivatives on a CPU by the compiled functions of silu.c, several of them in one pass.
+"""SiLU with its derivatives, and products of many small matrices, on a CPU: the functions of silu.c and products.c.
 
-torch reads and writes activations once for each operation, and its exponential takes half of that time. Tensors are
-float32, contiguous, on the CPU and of equal sizes; see `ocpgem.kernels.use_native`.
+torch reads and writes activations once for each operation, and its exponential takes half of that time; its libraries
+for products take twice as long for matrices of a few rows. Tensors are float32 and on the CPU.
 """
 
 import ctypes
@@ -14,32 +14,38 @@ from torch import Tensor
 from ocpgem.errors import one_line
 
 _POINTER, _INT, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
+_ARGUMENTS = {
+    "ocpgem_silu": [_POINTER] * 5 + [_SIZE, _INT, _FLOAT, _FLOAT, _INT],
+    "ocpgem_silu_and_gradient": [_POINTER] * 5 + [_SIZE, _INT],
+    "ocpgem_silu_tangents": [_POINTER] * 6 + [_SIZE, _INT],
+    "ocpgem_products": [_POINTER] * 3 + [_SIZE] * 10 + [_INT] * 2,
+}
+_LEAST_COLUMNS = _LEAST_TERMS = 8
+_MOST_COLUMNS = 16
 _RUNTIMES = ("libgomp", "libiomp", "libomp")
 
 
 @cache
 def library(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]:
     """Load the compiled functions; returns None and the reason where that cannot be."""
-    found = sorted(folder.glob("_silu*.so"))
+    found = sorted(folder.glob("_native*.so"))
     if not found:
-        return None, "silu.c is not compiled: that takes a C compiler (gcc 12 or later) and `make setup`"
+        return None, "what is written in C is not compiled: that takes gcc 12 or later and `make setup`"
     try:
         loaded = ctypes.CDLL(str(found[0]))
-        loaded.ocpgem_silu.argtypes = [_POINTER] * 5 + [_SIZE, _INT, _FLOAT, _FLOAT, _INT]
-        loaded.ocpgem_silu_and_gradient.argtypes = [_POINTER] * 5 + [_SIZE, _INT]
-        loaded.ocpgem_silu_tangents.argtypes = [_POINTER] * 6 + [_SIZE, _INT]
-    except (AttributeError, OSError) as error:  # of another system, or of another version of silu.c
+        for name, arguments in _ARGUMENTS.items():
+            function = getattr(loaded, name)
+            function.argtypes, function.restype = arguments, None
+    except (AttributeError, OSError) as error:  # of another system, or of another version of the sources
         return None, f"{found[0].name} cannot be used ({one_line(error)}); run `make setup`"
-    for name in ("ocpgem_silu", "ocpgem_silu_and_gradient", "ocpgem_silu_tangents"):
-        getattr(loaded, name).restype = None
     runtimes = _threads_come_from()
     if len(runtimes) > 1:  # whose threads would wait for each other's
         return None, f"torch brings an OpenMP of its own here ({', '.join(sorted(runtimes))})"
-    return loaded, "compiled from silu.c"
+    return loaded, "compiled"
 
 
 def _threads_come_from() -> set[str]:
-    """The OpenMP libraries of this process, which torch and silu.c have to share; nothing where Linux does not say."""
+    """The OpenMP libraries of this process, which torch and this library share; nothing where Linux does not say."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -86,6 +92,32 @@ def silu_tangents(x: Tensor, tangent: Tensor, grad: Tensor) -> tuple[Tensor, Ten
         grad.data_ptr(), x.numel(), torch.get_num_threads(),
     )  # fmt: skip
     return behind, tangent, of_x
+
+
+def products(left: Tensor, right: Tensor) -> Tensor | None:
+    """left @ right, [n, rows, k] @ [n, k, columns] of any strides; None where that is better left to torch."""
+    if (
+        not left.dim() == right.dim() == 3
+        or left.shape[0] != right.shape[0]
+        or left.shape[2] != right.shape[1]
+    ):
+        return None  # torch repeats a factor, or says what is wrong
+    across = right.stride(2) == 1 and right.shape[2] >= _LEAST_COLUMNS
+    # B as the transpose of what is stored: columns of sums along memory, worth it for a few of them.
+    along = (
+        left.stride(2) == right.stride(1) == 1
+        and left.shape[2] >= _LEAST_TERMS
+        and right.shape[2] < _MOST_COLUMNS
+    )
+    if not across and not along:
+        return None
+    (n, rows, terms), columns = left.shape, right.shape[2]
+    out = left.new_empty(n, rows, columns)
+    _functions().ocpgem_products(
+        out.data_ptr(), left.data_ptr(), right.data_ptr(), n, rows, terms, columns,
+        *left.stride(), *right.stride(), across, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
 
 
 def _functions() -> ctypes.CDLL:
