@@ -1,10 +1,11 @@
 """The edges of one system in every graph that a model asks for; numpy alone, so that reading data needs no torch."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ocpgem.errors import DataError
 from ocpgem.graph.edges import Edges, SymmetricEdges, join_directions, nearest_k, symmetrize
@@ -51,7 +52,10 @@ def select_edges(
     quadruplet = directed(spec.quadruplet)
     if quadruplet is not None and spec.quadruplet_tags is not None:
         quadruplet = _tagged(quadruplet, tags, spec.quadruplet_tags, n_atoms)
-    return SystemEdges(n_atoms, main, directed(spec.atom_edge), quadruplet, directed(spec.atom_atom))
+    selected = SystemEdges(n_atoms, main, directed(spec.atom_edge), quadruplet, directed(spec.atom_atom))
+    if len(main) > 0 and len(near) < np.count_nonzero(neighbors.distance <= spec.main.cutoff):
+        _warn_of_parts(neighbors, selected, spec)
+    return selected
 
 
 def _without_edges(near: Edges, n_atoms: int, spec: GraphSpec) -> None:
@@ -73,6 +77,47 @@ def _without_edges(near: Edges, n_atoms: int, spec: GraphSpec) -> None:
             f"none of its edges is left after keeping {spec.max_neighbors} neighbours an atom; "
             "raise max_neighbors"
         )
+
+
+def _warn_of_parts(neighbors: NeighborList, selected: SystemEdges, spec: GraphSpec) -> None:
+    """Warn where the limit of neighbours removed every edge between atoms that would be connected without it.
+
+    The text names no system, so that Python shows it once in a process. neighbors: all within spec.parent.cutoff.
+    """
+    main, n_atoms = selected.main, selected.n_atoms
+    if _is_connected(main, n_atoms):
+        return
+    graphs = (main, selected.atom_edge, selected.quadruplet, selected.atom_atom)
+    n_parts = _n_parts([(graph.source, graph.target) for graph in graphs if graph is not None], n_atoms)
+    if n_parts > _n_parts([(neighbors.source, neighbors.target)], n_atoms):
+        warnings.warn(
+            f"keeping {spec.main.max_neighbors} neighbours an atom leaves systems in parts that exchange no messages, "
+            f"though they have atoms within {spec.parent.cutoff} A of each other; train with a larger max_neighbors",
+            stacklevel=3,
+        )
+
+
+def _is_connected(edges: SymmetricEdges, n_atoms: int) -> bool:
+    """Whether every atom is reached from the first; as fast as can be, for every system that is read asks."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import breadth_first_order
+
+    ptr = np.zeros(n_atoms + 1, dtype=np.int64)
+    np.cumsum(
+        np.bincount(edges.target, minlength=n_atoms), out=ptr[1:]
+    )  # edges are in the order of their target
+    graph = csr_array((np.ones(len(edges)), edges.source, ptr), shape=(n_atoms, n_atoms))
+    return len(breadth_first_order(graph, 0, return_predecessors=False)) == n_atoms
+
+
+def _n_parts(ends: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]], n_atoms: int) -> int:
+    """Into how many groups of atoms that no edge connects a system falls."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    source, target = (np.concatenate(side) for side in zip(*ends, strict=True))
+    edges = coo_array((np.ones(len(source), dtype=np.int8), (source, target)), shape=(n_atoms, n_atoms))
+    return int(connected_components(edges, directed=False, return_labels=False))
 
 
 def _kept(found: NeighborList, n_atoms: int, spec: GraphSpec) -> NeighborList:
