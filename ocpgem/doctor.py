@@ -176,7 +176,7 @@ def _kernels() -> Iterator[Check]:
     if kernels.BACKEND == "triton":
         yield Check("kernels", "ok", f"Triton {metadata.version('triton')}")
     elif torch.cuda.is_available():
-        text = f"torch's own; {kernels.ENVIRONMENT_VARIABLE}=triton tries Triton's (not measured yet)"
+        text = f"torch's own on GPUs; {kernels.ENVIRONMENT_VARIABLE}=triton tries Triton's (not measured yet)"
         yield Check("kernels", "ok", text)
     elif kernels.BACKEND == "native":
         yield Check(

@@ -3,7 +3,7 @@
 Run by make, with nothing but the standard library. A second run finds everything in place and does nothing.
 torch-scatter exists only as source for most platforms: it is compiled once and kept outside the clone, by
 torch version, Python version and platform, where every clone on the machine finds it. Our own few functions in C take
-five seconds; where there is no compiler for them, torch computes what they would.
+a few seconds; where there is no compiler for them, torch computes what they would.
 """
 
 import argparse
@@ -152,19 +152,24 @@ def _compile_kernels() -> bool:
     """Compile our functions in C next to them, as setup.py says, unless that is done; says if anything was done."""
     sources = (*sorted(KERNELS.glob("*.[ch]")), ROOT / "setup.py", STAMP)
     wanted = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    if KERNELS_STAMP.exists() and KERNELS_STAMP.read_text() == wanted:
+    compiler = shutil.which(os.environ.get("CC", "gcc").split()[0])
+    if compiler is not None:
+        wanted += f" {Path(compiler).resolve()} {Path(compiler).stat().st_mtime_ns}"
+    before = KERNELS_STAMP.read_text().split("\n") if KERNELS_STAMP.exists() else [""]
+    if before[0] == wanted and all((KERNELS / name).exists() for name in before[1:]):
         return False
-    for earlier in KERNELS.glob("_native*.so"):
-        earlier.unlink()
     work = VENV / "build"
-    shutil.rmtree(work, ignore_errors=True)  # else an earlier result is copied where compiling fails
-    command = [str(PYTHON), "setup.py", "build_ext", "--inplace", "--build-temp", str(work)]
+    shutil.rmtree(work, ignore_errors=True)
+    command = [str(PYTHON), "setup.py", "build_ext", "--build-temp", str(work)]
     _run("compiling functions for CPUs", [*command, "--build-lib", str(work / "lib")])
-    if not any(KERNELS.glob("_native*.so")):
-        _say(
-            f"  no C compiler that can do it (gcc 12 or later): torch computes more slowly what it would; see {LOG}"
-        )
-    KERNELS_STAMP.write_text(wanted)
+    made = sorted((work / "lib").rglob("_native*"))
+    for library in made:
+        library.replace(KERNELS / library.name)  # at once, as processes may start meanwhile
+    if not made:
+        for earlier in KERNELS.glob("_native*.so"):
+            earlier.unlink()
+        _say(f"  no gcc 12 or later, so torch computes what they would, more slowly; see {LOG}")
+    KERNELS_STAMP.write_text("\n".join([wanted, *(library.name for library in made)]))
     return True
 
 

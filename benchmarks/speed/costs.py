@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.speed.structures import SIZES, molecule, prepared, slabs
+from ocpgem.kernels import torch_only
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.layers import Frugal
 from ocpgem.models.potential import Normalization, Potential
@@ -65,8 +66,12 @@ LARGE_MODELS = ("GemNet-OC-Large", "GemNet-XL", "GemNet-Q in the OC code")
 GUARDED = ("GemNet-dT", "GemNet-OC", "TUM GemNet-T", "TUM GemNet-Q")
 
 
+NO_KERNELS = ("empty", "new_empty", "promote_types", "result_type")
+"""How the names of operations begin that start nothing on a device."""
+
+
 class Operations(TorchDispatchMode):
-    """Counts torch's operations that are no views."""
+    """Counts torch's operations that start a kernel on a GPU: no views, and nothing that only takes memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +88,8 @@ class Operations(TorchDispatchMode):
             returned.alias_info is not None and not returned.alias_info.is_write
             for returned in func._schema.returns  # type: ignore[attr-defined]
         )
-        self.kernels += not is_view
+        name = func.overloadpacket.__name__  # type: ignore[attr-defined]
+        self.kernels += not is_view and not name.startswith(NO_KERNELS)
         return func(*args, **(kwargs or {}))
 
 
@@ -128,7 +134,7 @@ def keep_as_autograd(potential: Potential) -> None:
 def operations(name: str, plain: bool = False) -> dict[str, int]:
     """Kernels and waits of a forward and a backward pass of a narrow model with the paths of one of `MODELS`.
 
-    plain: dense chains as autograd would keep them.
+    Kernels are those of torch's own operations, as a GPU has them. plain: dense chains as autograd would keep them.
     """
     config = GemNetConfig.model_validate(MODELS[name] | {"atom_dim": 8, "edge_dim": 8})
     batch, topology = prepared(systems_of(name, (20, 24))[:2], config.graph_spec)
@@ -137,9 +143,9 @@ def operations(name: str, plain: bool = False) -> dict[str, int]:
         keep_as_autograd(potential)
     counts = GlobalCounts(topology.n_systems, topology.n_atoms)
     loss_weights = train_config(MODELS[name]).loss
-    with HostWaits() as waits, Operations() as forward:
+    with torch_only(), HostWaits() as waits, Operations() as forward:
         loss = loss_share(potential(batch, topology), batch, loss_weights, potential.normalization, counts)
-    with waits, Operations() as backward:
+    with torch_only(), waits, Operations() as backward:
         torch.autograd.grad(loss, list(potential.parameters()), allow_unused=True)
     return {
         "kernels_forward": forward.kernels,

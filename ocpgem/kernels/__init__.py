@@ -1,13 +1,14 @@
 """Kernels behind a few functions of the models, in place of torch's own operations.
 
 On a CPU compiled functions (`native`) compute activations and products of small matrices where set-up could compile
-them. On a GPU Triton
-computes activations and sums over angles if `OCPGEM_KERNELS=triton` is set: no GPU has timed these kernels, so they are
-not the default. With TRITON_INTERPRET=1 they run on a CPU, slowly: that is for tests. `OCPGEM_KERNELS=torch` leaves all
-to torch.
+them. On a GPU Triton computes activations and sums over angles if `OCPGEM_KERNELS=triton` is set, which turns the
+compiled functions off: no GPU has timed these kernels, so they are not the default. With TRITON_INTERPRET=1 they run on
+a CPU, slowly: that is for tests. `OCPGEM_KERNELS=torch` leaves all to torch.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -62,6 +63,17 @@ BACKEND, REASON = _choose_backend()
 """What computes activations and sums over angles where it can, "torch", "native" or "triton", and why."""
 
 
+@contextmanager
+def torch_only() -> Iterator[None]:
+    """Within the context torch's own operations compute everything, so that they can be counted."""
+    global BACKEND  # noqa: PLW0603
+    before, BACKEND = BACKEND, "torch"
+    try:
+        yield
+    finally:
+        BACKEND = before
+
+
 def use_triton(x: Tensor) -> bool:
     """Say whether a kernel computes what starts from `x`.
 
@@ -77,7 +89,7 @@ def use_native(*tensors: Tensor | None) -> bool:
     if BACKEND != "native" or torch.compiler.is_compiling():
         return False
     return all(
-        type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and x.dtype == torch.float32
+        type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu and x.dtype == torch.float32 and not x.is_neg()
         for x in tensors
         if x is not None
     )

@@ -5,6 +5,9 @@ for products take twice as long for matrices of a few rows. Tensors are float32 
 """
 
 import ctypes
+import hashlib
+import re
+import sysconfig
 from functools import cache
 from pathlib import Path
 
@@ -22,22 +25,31 @@ _ARGUMENTS = {
 }
 _LEAST_COLUMNS = _LEAST_TERMS = 8
 _MOST_COLUMNS = 16
-_RUNTIMES = ("libgomp", "libiomp", "libomp")
+_MOST_TERMS = 2**18
+_SOURCES = ("common.h", "products.c", "silu.c")
+_FILE = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+_RUNTIME = re.compile(r"lib(g|i|)omp\d?[-.].*")
 
 
 @cache
 def library(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]:
     """Load the compiled functions; returns None and the reason where that cannot be."""
-    found = sorted(folder.glob("_native*.so"))
-    if not found:
+    if not (folder / _FILE).exists():
         return None, "what is written in C is not compiled: that takes gcc 12 or later and `make setup`"
     try:
-        loaded = ctypes.CDLL(str(found[0]))
+        loaded = ctypes.CDLL(str(folder / _FILE))
+        loaded.ocpgem_sources.restype = ctypes.c_char_p
         for name, arguments in _ARGUMENTS.items():
             function = getattr(loaded, name)
             function.argtypes, function.restype = arguments, None
-    except (AttributeError, OSError) as error:  # of another system, or of another version of the sources
-        return None, f"{found[0].name} cannot be used ({one_line(error)}); run `make setup`"
+        made_of: str = loaded.ocpgem_sources().decode()
+    except (AttributeError, OSError) as error:  # of another system, or of an earlier version of the sources
+        return None, f"{_FILE} cannot be used ({one_line(error)}); run `make setup`"
+    sources = [folder / name for name in _SOURCES]  # an installed package has none
+    if all(path.exists() for path in sources):
+        here = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+        if made_of != here:
+            return None, f"{_FILE} was compiled from other sources than these; run `make setup`"
     runtimes = _threads_come_from()
     if len(runtimes) > 1:  # whose threads would wait for each other's
         return None, f"torch brings an OpenMP of its own here ({', '.join(sorted(runtimes))})"
@@ -51,7 +63,7 @@ def _threads_come_from() -> set[str]:
     except OSError:
         return set()
     names = (line.rpartition("/")[2] for line in lines)
-    return {name for name in names if name.startswith(_RUNTIMES)}
+    return {name for name in names if _RUNTIME.fullmatch(name)}
 
 
 def silu(
@@ -102,6 +114,8 @@ def products(left: Tensor, right: Tensor) -> Tensor | None:
         or left.shape[2] != right.shape[1]
     ):
         return None  # torch repeats a factor, or says what is wrong
+    if left.shape[1] * right.shape[1] * right.shape[2] > _MOST_TERMS:
+        return None
     across = right.stride(2) == 1 and right.shape[2] >= _LEAST_COLUMNS
     # B as the transpose of what is stored: columns of sums along memory, worth it for a few of them.
     along = (

@@ -128,6 +128,9 @@ static void in_parts(Part *part, const Arguments *of, int64_t n, int threads) {
     }
 }
 
+/* Of which sources this library was made. */
+const char *ocpgem_sources(void) { return OCPGEM_SOURCES; }
+
 /* out = alpha factor other (the derivative of SiLU of an order from 0 to 3)(x) + scale base; factor, other, base may be
  * NULL, other and base not both be given; out may be any of the others. */
 void ocpgem_silu(float *out, const float *x, const float *factor, const float *other, const float *base, int64_t n,

@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import flop_registry
 
 from ocpgem.graph.topology import Topology
+from ocpgem.kernels import torch_only
 from ocpgem.models.potential import Normalization, Potential
 from ocpgem.parallel.graph import GraphGroup
 from ocpgem.parallel.partition import partition
@@ -84,7 +85,7 @@ def step_cost(
 
 def operations_of(call: Callable[[], object]) -> int:
     """Operations of all matrix products that a call takes, which is made."""
-    with _Counter() as counter:
+    with torch_only(), _Counter() as counter:
         call()
     return counter.flops
 

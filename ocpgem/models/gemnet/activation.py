@@ -57,8 +57,8 @@ def silu_terms(
 ) -> Tensor:
     """alpha * the product of the factors * (the derivative of SiLU of an order)(x) + scale * base, without autograd.
 
-    factors, base, out: of the shape of x; at most two factors, order 1 has one at least. Without `out`, which may be
-    `base`, the result has the common dtype of x and base.
+    factors, base, out: of the shape of x; at most two factors. `out` may be any of the others; without it, the result
+    has the common dtype of x and base.
     """
     if out is None:
         dtype = x.dtype if base is None else torch.promote_types(x.dtype, base.dtype)
@@ -185,7 +185,8 @@ def _in_torch(
         if order == 0:
             found = F.silu(rows)
         elif order == 1:
-            found = torch.ops.aten.silu_backward(factors[0][place].to(rows.dtype), rows)
+            factor = factors[0][place].to(rows.dtype) if factors else torch.ones_like(rows)
+            found = torch.ops.aten.silu_backward(factor, rows)
         else:
             found = two_derivatives(rows)[1] if order == 2 else _derivative(rows.detach(), order).detach()
         for factor in factors[int(order == 1) :]:
