@@ -111,10 +111,13 @@ def gradient_of_rows(
     """
     starts = _starts(x, kept, leading) if any(sums.needed) else []
 
+    def last_kept() -> tuple[Tensor, Tensor | None]:
+        """The last pre-activation that is left, and its gradient from elsewhere."""
+        return kept.pop(), extra.pop() if extra else None
+
     def before_activation(of_activated: Tensor) -> Tensor:
         """The gradient of the last pre-activation that is left."""
-        before = kept.pop()
-        more = extra.pop() if extra else None
+        before, more = last_kept()
         return silu_terms(before, (of_activated.to(before.dtype),), more, order=1)
 
     for number in reversed(range(len(kept) // 2)):
@@ -126,8 +129,8 @@ def gradient_of_rows(
         if passed is not None:
             passed.append(of_activated)
         if sums.needed[place + 1]:
-            more = extra.pop() if extra else None
-            activated, of_inner = silu_and_gradient(kept.pop(), of_activated, more)
+            before, more = last_kept()
+            activated, of_inner = silu_and_gradient(before, of_activated, more)
             sums.add(place + 1, of_outer, activated)
         else:
             of_inner = before_activation(of_activated)
