@@ -1,4 +1,4 @@
-"""The edges of one system in every graph that a model asks for; numpy alone, so that reading data needs no torch."""
+"""The edges of one system in every graph that a model asks for; numpy and scipy, so reading data needs no torch."""
 
 import warnings
 from collections.abc import Sequence
@@ -98,14 +98,12 @@ def _warn_of_parts(neighbors: NeighborList, selected: SystemEdges, spec: GraphSp
 
 
 def _is_connected(edges: SymmetricEdges, n_atoms: int) -> bool:
-    """Whether every atom is reached from the first; as fast as can be, for every system that is read asks."""
+    """Whether every atom is reached from the first; quick, for it is asked wherever neighbours are left out."""
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import breadth_first_order
 
-    ptr = np.zeros(n_atoms + 1, dtype=np.int64)
-    np.cumsum(
-        np.bincount(edges.target, minlength=n_atoms), out=ptr[1:]
-    )  # edges are in the order of their target
+    ptr = np.zeros(n_atoms + 1, dtype=np.int64)  # edges are in the order of their target
+    np.cumsum(np.bincount(edges.target, minlength=n_atoms), out=ptr[1:])
     graph = csr_array((np.ones(len(edges)), edges.source, ptr), shape=(n_atoms, n_atoms))
     return len(breadth_first_order(graph, 0, return_predecessors=False)) == n_atoms
 
