@@ -52,10 +52,8 @@ def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def by_torch(call: Callable[[], Tensor]) -> Tensor:
-    kernels.BACKEND = "torch"
-    found = call()
-    kernels.BACKEND = "triton"
-    return found
+    with kernels.torch_only():
+        return call()
 
 
 def sums(dtype: torch.dtype) -> dict[str, float]:

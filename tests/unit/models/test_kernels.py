@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
+from ocpgem.kernels import native
 from tests.tiny_runs import clean_environment
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -81,6 +83,17 @@ def test_an_unknown_choice_is_refused() -> None:
     done = python("main.py", "models", OCPGEM_KERNELS="cuda")
     assert done.returncode == 2
     assert "OCPGEM_KERNELS is 'cuda'; it must be torch, native or triton" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [("torch", "torch's own (OCPGEM_KERNELS=torch)"), ("native", "compiled functions for")],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU doctor speaks of that")
+def test_doctor_says_what_computes(choice: str, said: str) -> None:
+    if choice == "native" and native.library()[0] is None:
+        pytest.skip(native.library()[1])
+    assert said in python("main.py", "doctor", OCPGEM_KERNELS=choice).stdout
 
 
 def test_triton_without_gpu_and_interpreter_is_refused_and_doctor_says_so() -> None:
