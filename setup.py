@@ -9,6 +9,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 KERNELS = Path("ocpgem/kernels")
+# By which ocpgem/kernels/native.py refuses a library of other sources.
 SOURCES = hashlib.sha256(
     b"".join((KERNELS / name).read_bytes() for name in ("common.h", "products.c", "silu.c"))
 )

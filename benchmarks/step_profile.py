@@ -32,7 +32,7 @@ PRODUCTS = ("aten::mm", "aten::addmm_", "aten::addmm", "aten::bmm", "aten::baddb
 
 def kind_of(event: Any) -> tuple[str, float]:
     """What an operation counts as, and its FLOP if it is a product; event: torch's, with shapes."""
-    if event.key == "native products":
+    if event.key == "native times_transposed":
         return "products of small matrices, compiled (FLOP not counted)", 0.0
     if event.key not in PRODUCTS:
         return "SiLU" if "silu" in event.key else "all else", 0.0
@@ -44,7 +44,7 @@ def kind_of(event: Any) -> tuple[str, float]:
 
 def show_compiled_functions() -> None:
     """Let the profiler see the compiled functions, which are no operations of torch's."""
-    for name in ("silu", "silu_and_gradient", "silu_tangents", "products"):
+    for name in ("silu", "silu_and_gradient", "silu_tangents", "times_transposed"):
         setattr(native, name, record_function(f"native {name}")(getattr(native, name)))
 
 

@@ -180,7 +180,7 @@ def _kernels() -> Iterator[Check]:
         yield Check("kernels", "ok", text)
     elif kernels.BACKEND == "native":
         yield Check(
-            "kernels", "ok", "compiled functions for activations and small products; torch's own for the rest"
+            "kernels", "ok", "compiled functions for activations and some products; torch's own for the rest"
         )
     else:
         chosen = kernels.REASON.startswith(kernels.ENVIRONMENT_VARIABLE)

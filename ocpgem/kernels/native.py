@@ -1,7 +1,7 @@
-"""SiLU with its derivatives, and products of many small matrices, on a CPU: the functions of silu.c and products.c.
+"""SiLU with its derivatives, and A B^T of many small matrices, on a CPU: the functions of silu.c and products.c.
 
-torch reads and writes activations once for each operation, and its exponential takes half of that time; its libraries
-for products take twice as long for matrices of a few rows. Tensors are float32 and on the CPU.
+torch reads and writes activations once for each operation, and its exponential takes longer. Tensors are float32 and on
+the CPU. `benchmarks/native_kernels.py` measures all of it beside torch's operations.
 """
 
 import ctypes
@@ -21,11 +21,9 @@ _ARGUMENTS = {
     "ocpgem_silu": [_POINTER] * 5 + [_SIZE, _INT, _FLOAT, _FLOAT, _INT],
     "ocpgem_silu_and_gradient": [_POINTER] * 5 + [_SIZE, _INT],
     "ocpgem_silu_tangents": [_POINTER] * 6 + [_SIZE, _INT],
-    "ocpgem_products": [_POINTER] * 3 + [_SIZE] * 10 + [_INT] * 2,
+    "ocpgem_times_transposed": [_POINTER] * 3 + [_SIZE] * 8 + [_INT],
 }
-_LEAST_COLUMNS = _LEAST_TERMS = 8
-_MOST_COLUMNS = 16
-_MOST_TERMS = 2**18
+_LEAST_TERMS, _MOST_COLUMNS = 8, 15
 _SOURCES = ("common.h", "products.c", "silu.c")
 _FILE = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 _RUNTIME = re.compile(r"lib(g|i|)omp\d?[-.].*")
@@ -106,30 +104,17 @@ def silu_tangents(x: Tensor, tangent: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     return behind, tangent, of_x
 
 
-def products(left: Tensor, right: Tensor) -> Tensor | None:
-    """left @ right, [n, rows, k] @ [n, k, columns] of any strides; None where that is better left to torch."""
-    if (
-        not left.dim() == right.dim() == 3
-        or left.shape[0] != right.shape[0]
-        or left.shape[2] != right.shape[1]
-    ):
+def times_transposed(left: Tensor, right: Tensor) -> Tensor | None:
+    """left @ right^T, [n, rows, k] @ [n, columns, k]^T; None where that is better left to torch."""
+    if not left.dim() == right.dim() == 3 or left.shape[::2] != right.shape[::2]:
         return None  # torch repeats a factor, or says what is wrong
-    if left.shape[1] * right.shape[1] * right.shape[2] > _MOST_TERMS:
+    (n, rows, terms), columns = left.shape, right.shape[1]
+    if not left.stride(2) == right.stride(2) == 1 or terms < _LEAST_TERMS or columns > _MOST_COLUMNS:
         return None
-    across = right.stride(2) == 1 and right.shape[2] >= _LEAST_COLUMNS
-    # B as the transpose of what is stored: columns of sums along memory, worth it for a few of them.
-    along = (
-        left.stride(2) == right.stride(1) == 1
-        and left.shape[2] >= _LEAST_TERMS
-        and right.shape[2] < _MOST_COLUMNS
-    )
-    if not across and not along:
-        return None
-    (n, rows, terms), columns = left.shape, right.shape[2]
     out = left.new_empty(n, rows, columns)
-    _functions().ocpgem_products(
+    _functions().ocpgem_times_transposed(
         out.data_ptr(), left.data_ptr(), right.data_ptr(), n, rows, terms, columns,
-        *left.stride(), *right.stride(), across, torch.get_num_threads(),
+        *left.stride()[:2], *right.stride()[:2], torch.get_num_threads(),
     )  # fmt: skip
     return out
 

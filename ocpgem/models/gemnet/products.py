@@ -51,9 +51,10 @@ def _save_needed(ctx: Any, a: Tensor, b: Tensor) -> None:
     ctx.save_for_backward(a if ctx.needs_input_grad[1] else None, b if ctx.needs_input_grad[0] else None)
 
 
-def _matmul(left: Tensor, right: Tensor) -> Tensor:
-    found = native.products(left, right) if use_native(left, right) else None
-    return left @ right if found is None else found
+def times_transposed(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right^T, [n, rows, k] @ [n, columns, k]^T; without autograd."""
+    found = native.times_transposed(left, right) if use_native(left, right) else None
+    return left @ right.transpose(1, 2) if found is None else found
 
 
 class _Times(torch.autograd.Function):
@@ -63,7 +64,7 @@ class _Times(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         _save_needed(ctx, a, b)
         a, b = _alike(a, b)
-        return _matmul(a, b)
+        return a @ b
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -78,8 +79,7 @@ class _TimesTransposed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         _save_needed(ctx, a, b)
-        a, b = _alike(a, b)
-        return _matmul(a, b.transpose(1, 2))
+        return times_transposed(*_alike(a, b))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -95,7 +95,7 @@ class _TransposedTimes(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         _save_needed(ctx, a, b)
         a, b = _alike(a, b)
-        return _matmul(a.transpose(1, 2), b)
+        return a.transpose(1, 2) @ b
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -14,7 +14,6 @@ from ocpgem import kernels
 from ocpgem.errors import RequestError
 from ocpgem.kernels import native
 from ocpgem.models.gemnet.activation import silu_and_gradient, silu_sum, silu_tangents, silu_terms
-from ocpgem.models.gemnet.products import product
 from tests.compilers import gcc_can_compile_ours
 from tests.structures import case_config, random_potential, random_slabs, topology_of
 
@@ -176,7 +175,7 @@ def test_models_have_the_numbers_that_they_have_by_torch(
     batch = random_slabs((6, 4))
     topology = topology_of(batch, potential.graph_spec)
     started = []
-    for name in ("silu", "silu_and_gradient", "silu_tangents", "products"):
+    for name in ("silu", "silu_and_gradient", "silu_tangents", "times_transposed"):
         function = getattr(native, name)
 
         def noticing(*given: object, function: Callable[..., object] = function, name: str = name) -> object:
@@ -194,80 +193,61 @@ def test_models_have_the_numbers_that_they_have_by_torch(
         return [predicted.energy.detach(), predicted.forces.detach(), *of_weights]
 
     ours = outputs()
-    wanted = {"silu", "silu_and_gradient", "products"} | ({"silu_tangents"} if case == "gemnet_T" else set())
+    wanted = {"silu", "silu_and_gradient", "times_transposed"} | (
+        {"silu_tangents"} if case == "gemnet_T" else set()
+    )
     assert wanted == set(started)
     monkeypatch.setattr(kernels, "BACKEND", "torch")
     for one, other in zip(ours, outputs(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5 * float(other.abs().max()))
 
 
-SIZES = [
-    (5, 16, 7, 64),
-    (3, 1, 20, 13),
-    (70, 5, 3, 8),
-    (2, 130, 9, 49),
-    (2, 7, 70, 7),
-    (1, 3, 8, 1),
-    (300, 33, 40, 15),
-    (0, 3, 8, 8),
-    (2, 0, 8, 8),
-    (2, 3, 0, 8),
-]
-
-
 @needs_library
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("left_transposed", [False, True])
-@pytest.mark.parametrize("right_transposed", [False, True])
-def test_products_of_small_matrices(
-    size: tuple[int, int, int, int], left_transposed: bool, right_transposed: bool
-) -> None:
-    """Factors as they are stored or transposed, and parts of larger ones."""
+@pytest.mark.parametrize(
+    "size",
+    [
+        (5, 16, 64, 7),
+        (3, 1, 20, 13),
+        (70, 5, 8, 1),
+        (2, 13, 9, 15),
+        (300, 33, 40, 4),
+        (0, 3, 8, 8),
+        (2, 0, 8, 8),
+    ],
+)
+def test_products_with_the_transpose_of_small_matrices(size: tuple[int, int, int, int]) -> None:
+    """Factors that are parts of larger ones."""
     n, rows, terms, columns = size
-    left = (
-        random(n, terms, rows + 2)[:, :, 1:-1].transpose(1, 2) if left_transposed else random(n, rows, terms)
-    )
-    right = (
-        random(n, columns, terms).transpose(1, 2)
-        if right_transposed
-        else random(n, terms + 3, columns)[:, 2:-1]
-    )
-    across = not right_transposed and columns >= 8
-    along = right_transposed and not left_transposed and terms >= 8 and columns < 16
-    found = native.products(left, right)
-    if found is None:
-        assert not across
-        assert not along or terms == 0
-        return
-    assert across or along or rows <= 1 or terms <= 1 or columns <= 1
-    expected = left.double() @ right.double()
-    most = left.double().abs() @ right.double().abs()
+    left, right = random(n, rows + 2, terms)[:, 1:-1], random(n, columns, terms + 3)[:, :, 2:-1]
+    found = native.times_transposed(left, right)
+    assert found is not None
+    expected = left.double() @ right.double().transpose(1, 2)
+    most = left.double().abs() @ right.double().abs().transpose(1, 2)
     assert found.shape == expected.shape
-    assert bool(((found - expected).abs() <= 2 * ULP * math.sqrt(terms + 1) * most).all())
+    assert bool(((found - expected).abs() <= 2 * ULP * math.sqrt(terms) * most).all())
 
 
 @needs_library
 def test_a_product_does_not_depend_on_the_others_nor_on_threads(threads: None) -> None:
-    for left, right in (
-        (random(900, 18, 7), random(900, 7, 52)),
-        (random(900, 18, 50), random(900, 7, 50).transpose(1, 2)),
-    ):
-        torch.set_num_threads(2)
-        whole = native.products(left, right)
-        assert whole is not None
-        for n_threads, first in ((1, 0), (2, 450), (3, 899)):
-            torch.set_num_threads(n_threads)
-            part = native.products(left[first:], right[first:])
-            assert part is not None
-            assert torch.equal(part, whole[first:])
+    left, right = random(900, 18, 50), random(900, 7, 50)
+    torch.set_num_threads(2)
+    whole = native.times_transposed(left, right)
+    assert whole is not None
+    for n_threads, first in ((1, 0), (2, 450), (3, 899)):
+        torch.set_num_threads(n_threads)
+        part = native.times_transposed(left[first:], right[first:])
+        assert part is not None
+        assert torch.equal(part, whole[first:])
 
 
 @needs_library
 def test_factors_that_do_not_fit_are_left_to_torch(by_native: None) -> None:
-    left, right = random(3, 5, 9), random(1, 9, 8)
-    torch.testing.assert_close(product(left, right), left @ right)
-    with pytest.raises(RuntimeError, match="size"):
-        product(left, random(3, 8, 8))
+    left, right = random(3, 5, 9), random(1, 8, 9)
+    for fits in (random(3, 8, 9).transpose(1, 2).contiguous().transpose(1, 2), random(3, 20, 9), right):
+        assert native.times_transposed(left, fits) is None
+    assert native.times_transposed(left, random(3, 8, 8)) is None
+    assert native.times_transposed(left[:, :, :7], random(3, 8, 7)) is None
+    assert native.times_transposed(left[0], random(8, 9)) is None
     with pytest.raises(RuntimeError, match="size"):
         silu_sum(random(4, 4), 1.0, random(3, 4))
 

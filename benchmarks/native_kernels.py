@@ -1,0 +1,95 @@
+"""The compiled functions of ocpgem/kernels beside torch's operations, on a CPU, at sizes that the models use.
+
+    python benchmarks/native_kernels.py [--repeats 40]
+
+Both are measured in turns in one process that keeps freed memory, as runs do; medians, in milliseconds. The last row
+shows what `GaussianRadial` avoids: exponentials too small to be told from 0.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks.speed.process import shown_command
+from ocpgem import kernels
+from ocpgem.models.gemnet.activation import silu_and_gradient, silu_tangents, silu_terms
+from ocpgem.models.gemnet.products import times_transposed
+from ocpgem.parallel.device import keep_freed_memory
+
+Pair = tuple[str, Callable[[], object], Callable[[], object]]
+ROWS = (1024, 512)
+"""Of activations that are computed together; see `ocpgem.models.gemnet.in_blocks`."""
+
+
+def by_torch(call: Callable[[], object]) -> Callable[[], object]:
+    def with_torch() -> object:
+        with kernels.torch_only():
+            return call()
+
+    return with_torch
+
+
+def activations() -> Iterator[tuple[str, Callable[[], object]]]:
+    x, grad, base = torch.randn(ROWS), torch.randn(ROWS), torch.randn(ROWS)
+    yield "SiLU", lambda: silu_terms(x)
+    yield "SiLU and residual", lambda: silu_terms(x, base=base, alpha=0.5)
+    yield "gradient of SiLU", lambda: silu_terms(x, (grad,), order=1)
+    yield "SiLU and its gradient", lambda: silu_and_gradient(x, grad)
+    yield "tangents of SiLU", lambda: silu_tangents(x, base.clone(), grad)
+
+
+def products() -> Iterator[tuple[str, Callable[[], object]]]:
+    """What the gradient of `product` by its first factor takes, A B^T, with the widths of published models."""
+    for left, right in (
+        ((512, 16, 64), (512, 7, 64)),
+        ((6662, 16, 64), (6662, 7, 64)),
+        ((336, 20, 64), (336, 13, 64)),
+        ((336, 20, 64), (336, 1, 64)),
+        ((5028, 8, 224), (5028, 7, 224)),
+    ):
+        a, b = torch.randn(left), torch.randn(right)
+        yield f"A B^T, {list(left)}, {list(right)}", lambda a=a, b=b: times_transposed(a, b)
+
+
+def exponentials() -> Pair:
+    exponent = torch.rand(38_046, 128, dtype=torch.float64) * -2000
+    return (
+        "exponential, at least -60",
+        lambda: torch.exp(exponent.clamp(min=-60)),
+        lambda: torch.exp(exponent),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=40)
+    repeats = parser.parse_args().repeats
+    if kernels.BACKEND != "native":
+        sys.exit(f"there is nothing to compare: {kernels.REASON}")
+    keep_freed_memory()
+    print(f"`{shown_command(sys.argv)}`, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}\n")
+    print("| what | torch, ms | compiled, ms | torch / compiled |\n|---|---|---|---|")
+    pairs = [(name, call, by_torch(call)) for name, call in (*activations(), *products())]
+    for name, ours, torchs in (*pairs, exponentials()):
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(repeats):
+            for call, found in zip((ours, torchs), seconds, strict=True):
+                started = time.perf_counter()
+                call()
+                found.append(time.perf_counter() - started)
+        own, other = (1000 * statistics.median(found) for found in seconds)
+        print(f"| {name} | {other:.3f} | {own:.3f} | {other / own:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
