@@ -1,7 +1,6 @@
 """Output heads: what the embeddings contribute to the energy of the atoms and to the force along the edges."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ocpgem.graph.topology import EdgeSet
@@ -10,6 +9,7 @@ from ocpgem.models.gemnet.blocks import EdgesToAtoms
 from ocpgem.models.gemnet.chains import residual_stack, widening_stack
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.filters import filtered
+from ocpgem.models.gemnet.in_blocks import final_product
 from ocpgem.models.gemnet.layers import (
     Dense,
     Frugal,
@@ -68,26 +68,22 @@ class ForceBranch(Frugal, nn.Module):
         radial = basis.radial_output
         if self.radial is None:
             filters = self.scale_radial(energy_branch.to_atoms.radial.weight)
-            return head_term(self.layers(self._filtered(m, radial, filters)), weight)
-        x, filters = self.layers(m), self.scale_radial(self.radial.weight)
-        if weight.shape[0] > 1:  # not a product to be computed twice
-            return head_term(self._filtered(x, radial, filters), weight)
+            x = self.scale_radial.observe(filtered(m, radial, filters), m)
+            return head_term(self.layers(x), weight)
 
         def term(x: Tensor, radial: Tensor, filters: Tensor, weight: Tensor) -> Tensor:
             return head_term(self.scale_radial.observe(filtered(x, radial, filters), x), weight)
 
+        x, filters = self.layers(m), self.scale_radial(self.radial.weight)
         return self.by_rows(term, (x, radial), (filters, weight), self.scale_radial.is_observed)
-
-    def _filtered(self, x: Tensor, radial: Tensor, filters: Tensor) -> Tensor:
-        return self.scale_radial.observe(filtered(x, radial, filters), x)
 
 
 def head_term(x: Tensor, weight: Tensor) -> Tensor:
     """What a head adds up, [n, dim], [out_dim, dim] -> [n, out_dim]; a result has the precision of the weights."""
     if weight.shape[0] > 1:
-        return F.linear(x, weight)
+        return final_product(x, weight)
     with float32_region(x):
-        return F.linear(x.to(weight.dtype), weight)
+        return final_product(x.to(weight.dtype), weight)
 
 
 class Total:
@@ -112,11 +108,9 @@ class SummingHead(nn.Module):
         super().__init__()
         self.outputs = nn.ModuleList(ScalarOutput(config, dim) for _ in range(config.n_blocks + 1))
 
-    def weight(self, index: int) -> Tensor:
-        """That of one block, [1, dim]: see `head_term`."""
-        output = self.outputs[index]
-        assert isinstance(output, ScalarOutput)
-        return output.dense.weight
+    def weights(self) -> list[Tensor]:
+        """That of each block, [1, dim]: see `head_term`."""
+        return [output.get_parameter("dense.weight") for output in self.outputs]
 
     def forward(self, total: Tensor) -> Tensor:
         """The sum of the terms of all blocks, [n, 1] -> [n]."""
@@ -132,11 +126,11 @@ class GlobalHead(nn.Module):
         self.layers = widening_stack((config.n_blocks + 1) * dim, dim, n_layers)
         self.output = ScalarOutput(config, dim)
 
-    def weight(self, index: int) -> Tensor:
-        """That of one block's features in the first layer, [dim, dim]: see `head_term`."""
+    def weights(self) -> tuple[Tensor, ...]:
+        """That of each block's features in the first layer, [dim, dim]: see `head_term`."""
         first = self.layers[0]
         assert isinstance(first, Dense)
-        return first.weight[:, index * self.dim : (index + 1) * self.dim]
+        return first.weight.split(self.dim, dim=1)
 
     def forward(self, total: Tensor) -> Tensor:
         """The sum of the terms of all blocks, [n, dim] -> [n]."""

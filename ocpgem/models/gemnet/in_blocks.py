@@ -5,13 +5,17 @@ of forces is, keeps every recomputed value. Here both gradients recompute one bl
 that its caches hold are faster as well: what a row needs in between is not written to memory.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from ocpgem.models.gemnet.products import as_autocast
 
 Block = Callable[..., Tensor]
 """Rows of the tables, and what all rows share -> as many rows of the result."""
@@ -19,6 +23,8 @@ Block = Callable[..., Tensor]
 _CACHED = 2**19
 """Numbers of one activation that a core of a CPU works on at a time."""
 _as_on_gpu: ContextVar[bool] = ContextVar("_as_on_gpu", default=False)
+_is_unread: ContextVar[bool] = ContextVar("_is_unread", default=False)
+"""Whether a block is computed again for its gradients alone."""
 
 
 def in_blocks(block: Block, size: int, tables: Sequence[Tensor], shared: Sequence[Tensor] = ()) -> Tensor:
@@ -32,6 +38,40 @@ def in_blocks(block: Block, size: int, tables: Sequence[Tensor], shared: Sequenc
         torch.get_autocast_dtype(like.device.type) if torch.is_autocast_enabled(like.device.type) else None
     )
     return _InBlocks.apply(_Form(block, size, len(tables), autocast), *tables, *shared)
+
+
+def final_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T, [n, in_dim], [out_dim, in_dim] -> [n, out_dim], as the last thing that a block computes.
+
+    It is not computed again where the block is computed for its gradients, which do not depend on its value.
+    """
+    if torch.compiler.is_compiling() or not _is_unread.get():
+        return F.linear(x, weight)
+    found: Tensor = _Unread.apply(as_autocast(x), as_autocast(weight))
+    return found
+
+
+class _Unread(torch.autograd.Function):
+    """A product x W^T that is there for its gradients. Its value is NaN: whoever reads it all the same will notice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x.new_full((len(x), len(weight)), math.nan)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), (grad,), needed = ctx.saved_tensors, grads, ctx.needs_input_grad
+        return grad @ weight if needed[0] else None, grad.t() @ x if needed[1] else None
+
+
+@contextmanager
+def _computed(unread: bool) -> Iterator[None]:
+    token = _is_unread.set(unread)
+    try:
+        yield
+    finally:
+        _is_unread.reset(token)
 
 
 def places_in_cache(x: Tensor) -> Iterator[slice]:
@@ -77,13 +117,18 @@ class _Form:
         """The block's rows of each table, then what is shared."""
         return [tensor[place] if number < self.n_tables else tensor for number, tensor in enumerate(tensors)]
 
+    def unread_value(self, leaves: Sequence[Tensor], like: Tensor) -> Tensor:
+        """What the block gives, with a graph, for its gradients alone: see `final_product`."""
+        with torch.enable_grad(), self.as_given(like), _computed(unread=True):
+            return self.block(*leaves)
+
     def first_gradients(
         self, grad: Tensor, leaves: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Tensor, ...]:
         """The gradients of the block by what wants one, with a graph of their own."""
         with torch.enable_grad(), self.as_given(grad):
             return torch.autograd.grad(
-                self.block(*leaves),
+                self.unread_value(leaves, grad),
                 _chosen(leaves, wanted),
                 grad,
                 create_graph=True,
@@ -98,7 +143,8 @@ class _InBlocks(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         result: Tensor | None = None
         for place in form.places(tensors[0]):
-            rows = form.block(*form.rows(tensors, place))
+            with _computed(unread=False):
+                rows = form.block(*form.rows(tensors, place))
             if len(rows) == len(tensors[0]):  # in one block
                 return rows
             if result is None:
@@ -125,10 +171,9 @@ class _Gradient(torch.autograd.Function):
         ctx.save_for_backward(grad, *tensors)
         sums = _Sums(tensors, wanted, form.n_tables)
         for place in form.places(grad):
-            with torch.enable_grad(), form.as_given(grad):
-                leaves = _leaves(form.rows(tensors, place), wanted)
-                values = form.block(*leaves)
-            sums.add(place, gradients([values], _chosen(leaves, wanted), [grad[place]]))
+            leaves = _leaves(form.rows(tensors, place), wanted)
+            value = form.unread_value(leaves, grad)
+            sums.add(place, gradients([value], _chosen(leaves, wanted), [grad[place]]))
         return tuple(sums.found)
 
     @staticmethod

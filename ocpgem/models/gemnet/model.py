@@ -106,15 +106,18 @@ class GemNet(nn.Module):
         h = self.atom_embedding(shard(structures.atomic_numbers, part), hidden)
         m = self.edge_embedding(h, radial, edges)
         energy_terms, force_terms = Total(), Total()
+        energy_weights = self.energy_head.weights()
+        force_weights = self.force_head.weights() if self.config.has_direct_forces else ()
         # torch.compile sees through what is called directly.
         call = self._call if self.checkpoint_activations else call_directly
         for index, branch in enumerate(self.energy_branches):
             if index > 0:
                 h, m = self.blocks[index - 1](h, m, basis, topology, call)
-            energy_terms.add(self._call(self._energy_term, index, h, m, basis, edges))
+            energy_terms.add(self._call(self._energy_term, branch, energy_weights[index], h, m, basis, edges))
             if self.config.has_direct_forces:
-                weight = self.force_head.weight(index)
-                force_terms.add(self._call(self.force_branches[index], m, basis, branch, weight))
+                force_terms.add(
+                    self._call(self.force_branches[index], m, basis, branch, force_weights[index])
+                )
         atom_energy = self._call(self.energy_head, energy_terms.value)
         if not self.config.has_direct_forces:
             return atom_energy, None
@@ -126,9 +129,11 @@ class GemNet(nn.Module):
             forces = forces * self.element_pairs.share_known(structures.atomic_numbers, edges)
         return atom_energy, forces
 
-    def _energy_term(self, index: int, h: Tensor, m: Tensor, basis: Basis, edges: EdgeSet) -> Tensor:
+    def _energy_term(
+        self, branch: EnergyBranch, weight: Tensor, h: Tensor, m: Tensor, basis: Basis, edges: EdgeSet
+    ) -> Tensor:
         """What the energy head adds up of the embeddings after a block."""
-        return head_term(self.energy_branches[index](h, m, basis, edges), self.energy_head.weight(index))
+        return head_term(branch(h, m, basis, edges), weight)
 
     def _call(self, part: Callable[..., Any], *args: Any) -> Any:
         """part(*args), of which only the arguments are kept for the gradient where activations are checkpointed.

@@ -15,6 +15,7 @@ from ocpgem.models.gemnet.densities import density, read_degrees
 from ocpgem.models.gemnet.edge_ops import pad_by_target, reverse, stack, unpad
 from ocpgem.models.gemnet.filters import filtered
 from ocpgem.models.gemnet.fit_counts import triplets_per_edge
+from ocpgem.models.gemnet.in_blocks import final_product
 from ocpgem.models.gemnet.layers import (
     Dense,
     Frugal,
@@ -65,7 +66,7 @@ class Bilinear(Frugal, nn.Module):
 
     def forward(self, x: Tensor, reference: Tensor, times: Tensor | None = None) -> Tensor:
         """x: [n, basis_dim, in_dim]; reference, times: rows that were summed, how often each, for the scale factor."""
-        return self.scale_sum.observe(x.flatten(1) @ self._matrix(), reference, times)
+        return self.scale_sum.observe(F.linear(x.flatten(1), self._matrix()), reference, times)
 
     def of_sums(self, basis: Tensor, sums: Tensor, reference: Tensor, times: Tensor | None) -> Tensor:
         """As above for basis @ sums, [n, basis_dim, n_functions] @ [n, n_functions, in_dim], which is not kept."""
@@ -73,12 +74,12 @@ class Bilinear(Frugal, nn.Module):
         return self.scale_sum.observe(found, reference, times)
 
     def _matrix(self) -> Tensor:
-        """The weight as [basis_dim * in_dim, out_dim]."""
-        return self.scale_sum(self.weight).transpose(0, 1).flatten(0, 1)
+        """The weight as [out_dim, basis_dim * in_dim]."""
+        return self.scale_sum(self.weight).permute(2, 1, 0).flatten(1)
 
 
 def _bilinear_of_sums(basis: Tensor, sums: Tensor, matrix: Tensor) -> Tensor:
-    return product(basis, sums).flatten(1) @ matrix
+    return final_product(product(basis, sums).flatten(1), matrix)
 
 
 class EdgeMessages(Frugal, nn.Module):
@@ -103,7 +104,7 @@ class EdgeMessages(Frugal, nn.Module):
     ) -> Tensor:
         def filtered_down(x: Tensor, radial: Tensor, filters: Tensor, down: Tensor) -> Tensor:
             x = x if activation is None else activation(x)
-            return F.linear(self.scale_radial.observe(filtered(x, radial, filters), x), down)
+            return final_product(self.scale_radial.observe(filtered(x, radial, filters), x), down)
 
         weights = self.scale_radial(self.radial.weight), self.down.weight
         return scaled_silu(self.by_rows(filtered_down, (x, radial), weights, self.scale_radial.is_observed))

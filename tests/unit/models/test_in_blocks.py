@@ -6,8 +6,9 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from ocpgem.models.gemnet.in_blocks import in_blocks, places_in_cache, rows_as_on_gpu
+from ocpgem.models.gemnet.in_blocks import final_product, in_blocks, places_in_cache, rows_as_on_gpu
 
 
 def wide(a: Tensor, b: Tensor, number: Tensor, width: int = 3) -> Tensor:
@@ -140,3 +141,37 @@ def test_third_derivatives_are_those_of_the_function() -> None:
         third = torch.autograd.grad(sum(of.sum() for of in second), tables[:2])
         results.append((*first, *second, *third))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+def ends_in_product(x: Tensor, weight: Tensor) -> Tensor:
+    """[n, 3], [4, 3] -> [n, 4]."""
+    return final_product(x.sin() * x, weight)
+
+
+def test_a_final_product_is_computed_once_and_differentiated_any_number_of_times() -> None:
+    x, _, _ = arguments(7)
+    weight = torch.randn(
+        4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    ).requires_grad_()
+
+    def blocked(x: Tensor, weight: Tensor) -> Tensor:
+        return in_blocks(ends_in_product, 3, [x], [weight])
+
+    torch.testing.assert_close(blocked(x, weight), (x.sin() * x) @ weight.t())
+    assert torch.autograd.gradcheck(blocked, (x, weight))
+    assert torch.autograd.gradgradcheck(blocked, (x, weight))
+    with FlopCounterMode(display=False) as counter:
+        blocked(x, weight).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 7 * 3 * 4  # itself, and what its two factors get
+
+
+def test_a_product_within_another_block_is_read() -> None:
+    x, _, _ = arguments(7)
+    weight = torch.eye(3, dtype=torch.float64)
+
+    def outer(x: Tensor, weight: Tensor) -> Tensor:
+        return in_blocks(ends_in_product, 2, [x], [weight]).square()
+
+    (found,) = torch.autograd.grad(in_blocks(outer, 3, [x], [weight]).sum(), x)
+    (expected,) = torch.autograd.grad((x.sin() * x).square().sum(), x)
+    torch.testing.assert_close(found, expected)
