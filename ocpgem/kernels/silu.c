@@ -10,50 +10,52 @@
 
 enum { LEAST_PER_THREAD = 16384 };
 
-typedef struct {
-    float s, c; /* sigmoid(x) and 1 - sigmoid(x), both to the last digits */
-} Sigmoid;
-
-/* exp(x) for x <= 0, 0 where it would be denormal: 2^n times a polynomial of x - n log 2, |x - n log 2| < 0.35. */
+/* exp(x) for x <= 0, 0 below -87.7: 2^n, with 0 for 2^-127, times a polynomial of x - n log 2, |x - n log 2| < 0.35. Its
+ * terms are added up in pairs: in one chain, each would wait for the one before. */
 INLINE float exp_of_negative(float x) {
     const float to_integer = 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded to a whole number */
-    float clipped = x < -87.0f ? -87.0f : x;
+    float clipped = -88.0f > x ? -88.0f : x;
     float shifted = clipped * 1.44269504f + to_integer;
     float n = shifted - to_integer;
-    float rest = clipped - n * 0.693359375f + n * 2.12194440e-4f;
-    float found = 1.0f / 5040;
-    found = found * rest + 1.0f / 720;
-    found = found * rest + 1.0f / 120;
-    found = found * rest + 1.0f / 24;
-    found = found * rest + 1.0f / 6;
-    found = found * rest + 0.5f;
-    found = found * rest + 1.0f;
-    found = found * rest + 1.0f;
+    float r = clipped - n * 0.693359375f + n * 2.12194440e-4f, square = r * r;
+    float high = (1.0f / 24 + r * (1.0f / 120)) + square * (1.0f / 720 + r * (1.0f / 5040));
+    float found = 1.0f + (r + square * ((0.5f + r * (1.0f / 6)) + square * high));
     uint32_t bits; /* of `shifted`, whose last ones are n, then of 2^n */
     memcpy(&bits, &shifted, 4);
     bits = (bits - 0x4B400000u + 127u) << 23;
     float power;
     memcpy(&power, &bits, 4);
-    return x < -87.0f ? 0.0f : found * power;
+    return found * power;
 }
+
+/* s = own * inverse and c = other * inverse, both to the last digits, and w = e * inverse^2, with e = exp(-|x|): what
+ * does not need the quotient does not wait for it. */
+typedef struct {
+    float e, own, other, inverse;
+} Sigmoid;
 
 INLINE Sigmoid sigmoid(float x) {
     float e = exp_of_negative(-fabsf(x));
-    float large = 1.0f / (1.0f + e), small = e * large;
-    Sigmoid found = {x < 0.0f ? small : large, x < 0.0f ? large : small};
+    Sigmoid found = {e, x < 0.0f ? e : 1.0f, x < 0.0f ? 1.0f : e, 1.0f / (1.0f + e)};
     return found;
 }
 
-INLINE float slope(float x, Sigmoid at) { return at.s + x * (at.s * at.c); }
+INLINE float value(float x, Sigmoid at) { return x * at.own * at.inverse; }
 
-INLINE float bend(float x, Sigmoid at) { return at.s * at.c * (2.0f + x * (at.c - at.s)); }
+INLINE float slope(float x, Sigmoid at) { return (at.own + x * at.e * at.inverse) * at.inverse; }
+
+INLINE float product_of_both(Sigmoid at) { return at.e * at.inverse * at.inverse; }
+
+INLINE float bend(float x, Sigmoid at) {
+    return product_of_both(at) * (2.0f + x * ((at.other - at.own) * at.inverse));
+}
 
 INLINE float derivative(float x, int order) {
     Sigmoid at = sigmoid(x);
-    float w = at.s * at.c, q = at.c - at.s;
+    float w = product_of_both(at), q = (at.other - at.own) * at.inverse;
     switch (order) {
     case 0:
-        return x * at.s;
+        return value(x, at);
     case 1:
         return slope(x, at);
     case 2:
@@ -98,11 +100,11 @@ FOR_EACH_CPU static void sum_3(const Arguments *of, int64_t lo, int64_t hi) { su
 
 FOR_EACH_CPU static void value_and_gradient(const Arguments *of, int64_t lo, int64_t hi) {
     const float *x = of->x, *grad = of->factor, *base = of->base;
-    float *value = of->out, *of_x = of->second;
+    float *of_value = of->out, *of_x = of->second;
     if (base)
-        LOOP(Sigmoid at = sigmoid(x[i]); value[i] = x[i] * at.s; of_x[i] = grad[i] * slope(x[i], at) + base[i])
+        LOOP(Sigmoid at = sigmoid(x[i]); of_value[i] = value(x[i], at); of_x[i] = grad[i] * slope(x[i], at) + base[i])
     else
-        LOOP(Sigmoid at = sigmoid(x[i]); value[i] = x[i] * at.s; of_x[i] = grad[i] * slope(x[i], at))
+        LOOP(Sigmoid at = sigmoid(x[i]); of_value[i] = value(x[i], at); of_x[i] = grad[i] * slope(x[i], at))
 }
 
 FOR_EACH_CPU static void tangents(const Arguments *of, int64_t lo, int64_t hi) {
