@@ -93,6 +93,7 @@ class WeightSums:
 
 
 def gradient_of_rows(
+    out: Tensor | None,
     x: Tensor,
     back: Sequence[Tensor],
     kept: list[Tensor],
@@ -101,14 +102,16 @@ def gradient_of_rows(
     sums: WeightSums,
     passed: list[Tensor] | None,
     extra: list[Tensor],
-) -> Tensor:
-    """The gradient of rows of x; adds what they give to the gradients of the weights; empties `kept` and `extra`.
+) -> None:
+    """Write the gradient of rows of x to `out`, add up those of the weights; empties `kept` and `extra`.
 
-    back: the weights times `scaled_back`; grad: of the running sum after the last block, is overwritten, and returned
-    where no dense layer leads. `passed` gets, from the last block on, the gradients of the running sum and of the inner
-    activation of each, then of the leading one. extra: gradients of the pre-activations from elsewhere, see
-    `tangents_of_rows`, or nothing.
+    back: the weights times `scaled_back`; grad: of what the chain returns. `passed` gets, from the last block on, the
+    gradients of the running sum and of the inner activation of each, then of the leading one. extra: gradients of the
+    pre-activations from elsewhere, see `tangents_of_rows`, or nothing.
     """
+    # The gradient of the running sum is computed where that of x belongs, if it is that in the end.
+    own = None if leading or out is None or out.dtype != grad.dtype else out
+    grad = torch.mul(grad, 1 / growth(len(back) // 2), out=own)
     starts = _starts(x, kept, leading) if any(sums.needed) else []
 
     def last_kept() -> tuple[Tensor, Tensor | None]:
@@ -140,13 +143,14 @@ def gradient_of_rows(
             grad.addmm_(of_inner, back[place])
         else:
             grad.add_(of_inner @ back[place])
-    if not leading:
-        return grad
-    if passed is not None:
-        passed.append(grad)
-    of_product = before_activation(grad)
-    sums.add(0, of_product, x)
-    return of_product @ back[0]
+    if leading:
+        if passed is not None:
+            passed.append(grad)
+        of_product = before_activation(grad)
+        sums.add(0, of_product, x)
+        grad = of_product @ back[0]
+    if out is not None and grad is not out:
+        out.copy_(grad)
 
 
 def _starts(x: Tensor, kept: Sequence[Tensor], leading: bool) -> list[Tensor]:

@@ -138,7 +138,7 @@ class _ForceGradient(torch.autograd.Function):
         for place in places_in_cache(x):
             of_rows, kept = kept[:n_weights], kept[n_weights:]
             own: list[Tensor] = []
-            _gradient_into(of_x[place], x[place], back, of_rows, leading, grad[place], nothing, own, [])
+            gradient_of_rows(of_x[place], x[place], back, of_rows, leading, grad[place], nothing, own, [])
             passed += own[1:]  # the first is `start`
         ctx.save_for_backward(grad, x, *others, *passed)
         ctx.extra, ctx.leading, ctx.n_weights = extra, leading, n_weights
@@ -257,27 +257,8 @@ def _chain_gradient(
         of_rows, more = kept[: len(weights)], extra[: len(weights)]
         del kept[: len(weights)], extra[: len(weights)]
         into = None if of_x is None else of_x[place]
-        _gradient_into(into, x[place], back, of_rows, leading, grad[place], sums, None, more)
+        gradient_of_rows(into, x[place], back, of_rows, leading, grad[place], sums, None, more)
     return of_x, sums.times(factors)
-
-
-def _gradient_into(
-    out: Tensor | None,
-    x: Tensor,
-    back: Sequence[Tensor],
-    kept: list[Tensor],
-    leading: bool,
-    grad: Tensor,
-    sums: WeightSums,
-    passed: list[Tensor] | None,
-    extra: list[Tensor],
-) -> None:
-    """Write `gradient_of_rows` of what the chain returns to `out`, where it is computed if it can be."""
-    own = None if leading or out is None or out.dtype != grad.dtype else out
-    start = torch.mul(grad, 1 / growth(len(back) // 2), out=own)
-    found = gradient_of_rows(x, back, kept, leading, start, sums, passed, extra)
-    if out is not None and found is not own:
-        out.copy_(found)
 
 
 def _times(weights: Sequence[Tensor], factors: Sequence[float], dtype: torch.dtype) -> list[Tensor]:
