@@ -7,7 +7,7 @@ that its caches hold are faster as well: what a row needs in between is not writ
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -65,15 +65,6 @@ class _Unread(torch.autograd.Function):
         return grad @ weight if needed[0] else None, grad.t() @ x if needed[1] else None
 
 
-@contextmanager
-def _computed(unread: bool) -> Iterator[None]:
-    token = _is_unread.set(unread)
-    try:
-        yield
-    finally:
-        _is_unread.reset(token)
-
-
 def places_in_cache(x: Tensor) -> Iterator[slice]:
     """Rows of x [n, ...] to compute together: on a CPU as many as its caches hold, elsewhere all; one if n is 0."""
     n_rows = max(1, len(x))
@@ -89,13 +80,18 @@ def rows_in_cache(x: Tensor, width: int) -> int:
 
 
 @contextmanager
-def rows_as_on_gpu() -> Iterator[None]:
-    """Within the context all rows are computed together, to count on a CPU what a GPU would need."""
-    token = _as_on_gpu.set(True)
+def _set(variable: ContextVar[bool], value: bool) -> Iterator[None]:
+    """Within the context the variable has this value."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        _as_on_gpu.reset(token)
+        variable.reset(token)
+
+
+def rows_as_on_gpu() -> AbstractContextManager[None]:
+    """Within the context all rows are computed together, to count on a CPU what a GPU would need."""
+    return _set(_as_on_gpu, True)
 
 
 class _Form:
@@ -119,7 +115,7 @@ class _Form:
 
     def unread_value(self, leaves: Sequence[Tensor], like: Tensor) -> Tensor:
         """What the block gives, with a graph, for its gradients alone: see `final_product`."""
-        with torch.enable_grad(), self.as_given(like), _computed(unread=True):
+        with torch.enable_grad(), self.as_given(like), _set(_is_unread, True):
             return self.block(*leaves)
 
     def first_gradients(
@@ -143,7 +139,7 @@ class _InBlocks(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         result: Tensor | None = None
         for place in form.places(tensors[0]):
-            with _computed(unread=False):
+            with _set(_is_unread, False):
                 rows = form.block(*form.rows(tensors, place))
             if len(rows) == len(tensors[0]):  # in one block
                 return rows
