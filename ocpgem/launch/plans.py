@@ -17,7 +17,7 @@ from ocpgem.launch.preflight import (
 from ocpgem.launch.profile import ClusterProfile
 from ocpgem.launch.records import Element
 from ocpgem.launch.slurm import SlurmError, have_slurm
-from ocpgem.launch.submission import FROZEN_CONFIG, Plan, job_name
+from ocpgem.launch.submission import FROZEN_CONFIG, Plan, check_job_name, job_name
 from ocpgem.launch.sweep import SweepSection, names_of, overrides_of
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.examine import examine
@@ -51,6 +51,7 @@ def plan_training(request: TrainRequest, found: Findings) -> Plan:
         for each in settings
     ]
     check_folder(home, found)
+    checked(lambda: check_job_name(request.name), found)
     for config, place in zip(configs, places, strict=True):
         checked(lambda config=config, place=place: RunDirectory(place).check(config), found)  # type: ignore[misc]
         _check_active(place, found)
@@ -134,6 +135,7 @@ def plan_command(request: CommandRequest, found: Findings) -> Plan:
     for check in args.checks(args):
         checked(check, found)
     check_folder(home, found)
+    checked(lambda: check_job_name(request.name), found)
     resumes = kind != "evaluate" or any((args.json, args.csv, args.markdown))
     if not resumes:
         found.notes.append(

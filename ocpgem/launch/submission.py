@@ -25,6 +25,7 @@ from ocpgem.launch.slurm import SlurmError, ask
 
 FROZEN_CONFIG = "<frozen configuration>"
 """Stands in a command for the file that is written at submission."""
+_NOT_IN_NAMES = r"[^\w.+-]"
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,15 @@ def submit(plan: Plan) -> Submission:
     return submission
 
 
+def check_job_name(name: str | None) -> None:
+    """Raise RequestError for a name that SLURM's tables or a line of the job's script cannot hold."""
+    if name is not None and (not name or re.search(_NOT_IN_NAMES, name)):
+        raise RequestError(f"--name {name!r}: the name of a job consists of letters, digits and . _ + -")
+
+
 def job_name(kind: str, home: Path) -> str:
     """A name that SLURM's tables can show."""
-    plain = re.sub(r"[^\w.+-]", "_", home.name) or "run"
+    plain = re.sub(_NOT_IN_NAMES, "_", home.name) or "run"
     return plain if kind == "train" else f"{kind}-{plain}"
 
 

@@ -91,6 +91,21 @@ def test_every_mistake_is_told_at_once(
     assert "data.batch_size is 4 systems over all ranks, fewer than the 8 ranks; raise it" in error
 
 
+@pytest.mark.parametrize("name", ["", "a b", "a|b", "x\n#SBATCH --uid=0"])
+def test_a_name_that_tables_of_slurm_cannot_hold_is_a_mistake(
+    config: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert (
+        main(["submit", str(config), "--nodes", "1", "--cluster", CLUSTER, "--dry-run", f"--name={name}"])
+        == 2
+    )
+    assert f"--name {name!r}: the name of a job consists of letters, digits" in capsys.readouterr().err
+    assert (
+        main(["submit", str(config), "--nodes", "1", "--cluster", CLUSTER, "--dry-run", "--name=a-1.b"]) == 0
+    )
+    assert "#SBATCH --job-name=a-1.b" in capsys.readouterr().out
+
+
 def test_what_training_would_refuse_is_not_queued(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     Path("empty.json").touch()
