@@ -1,5 +1,7 @@
 """Output heads: what the embeddings contribute to the energy of the atoms and to the force along the edges."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -110,7 +112,7 @@ class SummingHead(nn.Module):
 
     def weights(self) -> list[Tensor]:
         """That of each block, [1, dim]: see `head_term`."""
-        return [output.get_parameter("dense.weight") for output in self.outputs]
+        return [cast(ScalarOutput, output).dense.weight for output in self.outputs]
 
     def forward(self, total: Tensor) -> Tensor:
         """The sum of the terms of all blocks, [n, 1] -> [n]."""

@@ -33,6 +33,8 @@ def in_blocks(block: Block, size: int, tables: Sequence[Tensor], shared: Sequenc
     tables: [n, ...] each; shared: any, read by all rows. Rows must not depend on each other. The result can be
     differentiated any number of times; from the third derivative on, all rows are computed together.
     """
+    if torch.compiler.is_compiling():  # which differentiates by itself
+        return block(*tables, *shared)
     like = tables[0]
     autocast = (
         torch.get_autocast_dtype(like.device.type) if torch.is_autocast_enabled(like.device.type) else None
@@ -43,7 +45,8 @@ def in_blocks(block: Block, size: int, tables: Sequence[Tensor], shared: Sequenc
 def final_product(x: Tensor, weight: Tensor) -> Tensor:
     """x W^T, [n, in_dim], [out_dim, in_dim] -> [n, out_dim], as the last thing that a block computes.
 
-    It is not computed again where the block is computed for its gradients, which do not depend on its value.
+    It is not computed again where the block is computed for its gradients, which do not depend on its value. To be
+    called by nothing but such a block: what the block calls may read what it gets.
     """
     if torch.compiler.is_compiling() or not _is_unread.get():
         return F.linear(x, weight)
@@ -57,7 +60,7 @@ class _Unread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return x.new_full((len(x), len(weight)), math.nan)
+        return x.new_full((), math.nan).expand(len(x), len(weight))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -122,14 +125,8 @@ class _Form:
         self, grad: Tensor, leaves: Sequence[Tensor], wanted: Sequence[bool]
     ) -> tuple[Tensor, ...]:
         """The gradients of the block by what wants one, with a graph of their own."""
-        with torch.enable_grad(), self.as_given(grad):
-            return torch.autograd.grad(
-                self.unread_value(leaves, grad),
-                _chosen(leaves, wanted),
-                grad,
-                create_graph=True,
-                materialize_grads=True,
-            )
+        value, by = self.unread_value(leaves, grad), _chosen(leaves, wanted)
+        return torch.autograd.grad(value, by, grad, create_graph=True, materialize_grads=True)
 
 
 class _InBlocks(torch.autograd.Function):

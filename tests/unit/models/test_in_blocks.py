@@ -1,6 +1,7 @@
 """Sums in blocks are those of the whole, in both gradients, and keep nothing of a block."""
 
 import weakref
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ocpgem.models.gemnet.in_blocks import final_product, in_blocks, places_in_cache, rows_as_on_gpu
+from ocpgem.models.gemnet.layers import float32_region
 
 
 def wide(a: Tensor, b: Tensor, number: Tensor, width: int = 3) -> Tensor:
@@ -144,11 +146,11 @@ def test_third_derivatives_are_those_of_the_function() -> None:
 
 
 def ends_in_product(x: Tensor, weight: Tensor) -> Tensor:
-    """[n, 3], [4, 3] -> [n, 4]."""
+    """[n, in_dim], [out_dim, in_dim] -> [n, out_dim]."""
     return final_product(x.sin() * x, weight)
 
 
-def test_a_final_product_is_computed_once_and_differentiated_any_number_of_times() -> None:
+def test_a_final_product_is_computed_once_and_differentiated_twice() -> None:
     x, _, _ = arguments(7)
     weight = torch.randn(
         4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
@@ -175,3 +177,33 @@ def test_a_product_within_another_block_is_read() -> None:
     (found,) = torch.autograd.grad(in_blocks(outer, 3, [x], [weight]).sum(), x)
     (expected,) = torch.autograd.grad((x.sin() * x).square().sum(), x)
     torch.testing.assert_close(found, expected)
+
+
+def in_float32(x: Tensor, weight: Tensor) -> Tensor:
+    with float32_region(x):
+        return final_product(x.sin(), weight)
+
+
+@pytest.mark.parametrize(("block", "error"), [(in_float32, 1e-5), (ends_in_product, 2e-2)])
+def test_both_gradients_have_the_precision_of_the_block_also_in_bfloat16(
+    block: Callable[[Tensor, Tensor], Tensor], error: float
+) -> None:
+    """Where a block asks for float32 in autocast, both gradients are float32, too; else they are bfloat16."""
+    found = []
+    for dtype, bf16 in ((torch.float64, False), (torch.float32, True)):
+        x, weight = (
+            torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+            .to(dtype)
+            .requires_grad_()
+            for shape in ((600, 64), (2, 64))
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            y = in_blocks(block, 256, [x], [weight])
+        first = torch.autograd.grad(y.square().sum(), (x, weight), create_graph=True)
+        second = torch.autograd.grad(sum(each.square().sum() for each in first), (x, weight))
+        found.append([each.detach() for each in (*first, *second)])
+    differences = [
+        float((one - other.double()).norm() / one.norm()) for one, other in zip(*found, strict=True)
+    ]
+    assert max(differences) < error
+    assert (max(differences) > 1e-3) == (block is ends_in_product)

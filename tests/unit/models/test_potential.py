@@ -99,3 +99,14 @@ def test_a_mean_over_atoms_has_no_energies_of_atoms() -> None:
     slabs, potential = random_slabs(), small_potential("gemnet_dT", extensive=False)
     with pytest.raises(RequestError, match="mean over atoms"):
         potential.atom_energies(slabs, topology_of(slabs, potential.graph_spec))
+
+
+@pytest.mark.parametrize("variant", ["gemnet_T", "gemnet_dT", "gemnet_OC"])
+def test_weights_may_be_given_as_plain_tensors(variant: str) -> None:
+    """As torch.func.functional_call does, for weights that are computed from others."""
+    potential = small_potential(variant)
+    batch = random_slabs((5, 4))
+    topology = topology_of(batch, potential.graph_spec)
+    weights = {name: weight.detach().clone() for name, weight in potential.named_parameters()}
+    found = torch.func.functional_call(potential, weights, (batch, topology))
+    torch.testing.assert_close(found.energy, potential(batch, topology).energy)

@@ -121,10 +121,10 @@ def test_sums_over_segments_stay_one_operation_in_a_compiled_block(
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.slow  # the graphs of two whole models, each for two sizes
+@pytest.mark.slow  # the graphs of three whole models, each for two sizes
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(NO_COMPILER, reason="needs g++")
-@pytest.mark.parametrize("case", ["gemnet_dT", "gemnet_OC"])
+@pytest.mark.parametrize("case", ["gemnet_dT", "gemnet_dQ", "gemnet_OC"])
 def test_a_whole_model_is_one_graph_for_each_size_batches_are_filled_up_to(case: str) -> None:
     """Energies, forces and gradients of weights, without the C++ compiler, the last stage."""
     config = case_config(case, n_blocks=1)
