@@ -14,7 +14,8 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.speed.process import peaks, shown_command
+from benchmarks.speed.machine import as_words, machine
+from benchmarks.speed.process import peaks
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
@@ -48,7 +49,7 @@ def main() -> None:
         for name, library in PRELOADED.items()
         if (LIBRARIES / library).exists()
     }
-    print(f"`{shown_command(sys.argv)}`, load {os.getloadavg()[0]:.1f}\n")
+    print(f"{as_words(machine())}\n")
     print("| model | allocator | step s | page faults a step | peak GB, process |\n|---|---|---|---|---|")
     for model in arguments.models.split(","):
         for way, (options, variables) in ways.items():

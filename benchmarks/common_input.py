@@ -8,7 +8,6 @@ weights, with the gradients side by side. Prints a table; times are medians, tak
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from benchmarks.speed.process import shown_command, wait_for_gpu
+from benchmarks.speed.machine import as_words, machine
+from benchmarks.speed.process import wait_for_gpu
 from benchmarks.speed.timing import product_rate
 from ocpgem.parallel.device import keep_freed_memory
 
@@ -100,16 +100,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device == "cpu":
         keep_freed_memory()
-    print(
-        f"`{shown_command(sys.argv)}`, device {arguments.device}, load {os.getloadavg()[0]:.1f}; milliseconds\n"
-    )
+    print(f"{as_words(machine(arguments.device))}; milliseconds\n")
     print(f"| layers | {' | '.join(WAYS)} | products alone |\n|---|---|---|---|---|")
     for n_layers in (2, 4):
         found = measured(arguments.edges, n_layers, arguments.device, arguments.repeats)
         flops = 3 * n_layers * 2 * arguments.edges * WIDTH**2
         cells = [f"{found[way]:.1f}" for way in WAYS]
         print(
-            f"| {n_layers} | {' | '.join(cells)} | {1000 * flops / product_rate(arguments.device):.1f} |",
+            f"| {n_layers} | {' | '.join(cells)} | {1e-6 * flops / product_rate(arguments.device):.1f} |",
             flush=True,
         )
 

@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import pickle
-import platform
 import statistics
 import subprocess
 import sys
@@ -37,6 +36,7 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from benchmarks.records import slab
+from benchmarks.speed.machine import as_words, machine
 from ocpgem.data.edge_store import edges_of, store_edges
 from ocpgem.data.lmdb_store import LmdbDataset, write_dataset
 from ocpgem.data.loader import Recipe, TrainLoader
@@ -173,15 +173,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), fairchem, 2 * BATCH if arguments.quick else N)
     n_edges, n_bytes = figures.pop("edges a system"), figures.pop("bytes")
-    found = {"edges": n_edges, "stored_bytes": n_bytes, "systems_per_second": figures}
+    facts = machine(fairchem=fairchem)
+    found = {"machine": facts, "edges": n_edges, "stored_bytes": n_bytes, "systems_per_second": figures}
     out.mkdir(parents=True, exist_ok=True)
     (out / "loader_throughput.json").write_text(json.dumps(found, indent=2) + "\n")
-    command = "python benchmarks/loader_throughput.py" + (" --fairchem PYTHON" if fairchem else "")
     lines = [
         "# From a file to a batch, systems per second and core",
         "",
-        f"`{command}`; 75 atoms and {n_edges:,.0f} edges a system, "
-        f"batches of {BATCH}; {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        f"{as_words(facts)}; 75 atoms and {n_edges:,.0f} edges a system, batches of {BATCH}",
         "",
         "| what | systems/s |",
         "|---|---|",

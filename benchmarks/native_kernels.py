@@ -7,7 +7,6 @@ shows what `GaussianRadial` avoids: exponentials too small to be told from 0.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -18,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from benchmarks.speed.process import shown_command
+from benchmarks.speed.machine import as_words, machine
 from ocpgem import kernels
 from ocpgem.models.gemnet.activation import silu_and_gradient, silu_tangents, silu_terms
 from ocpgem.models.gemnet.products import times_transposed
@@ -77,7 +76,7 @@ def main() -> None:
     if kernels.BACKEND != "native":
         sys.exit(f"there is nothing to compare: {kernels.REASON}")
     keep_freed_memory()
-    print(f"`{shown_command(sys.argv)}`, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}\n")
+    print(f"{as_words(machine())}\n")
     print("| what | torch, ms | compiled, ms | torch / compiled |\n|---|---|---|---|")
     pairs = [(name, call, by_torch(call)) for name, call in (*activations(), *products())]
     for name, ours, torchs in (*pairs, exponentials()):

@@ -2,27 +2,26 @@
 
     python benchmarks/run.py [--quick] [--models GemNet-dT,GemNet-OC] [--sizes 58,104] [--device cpu] [--out FOLDER]
 
-Writes speed.json (with machine, versions and commit), speed.md and speed_scaling.svg. Steps and forward passes of a
-model have a process each, as training and evaluation do, so that memory is their own. Options:
+Writes speed.json (with machine, versions and commit), speed.md, speed_scaling.svg and, with --fairchem,
+speed_beside.svg. Steps and forward passes of a model have a process each, as training and evaluation do, so that memory
+is their own. Options:
 
     --plain            dense chains as autograd would keep them; cells of what does not depend on that stay empty
     --checkpointing    steps that compute activations again instead of keeping them
-    --compile          steps with compile: blocks; a minute or two each for translation
+    --compile LIST     of blocks, full: steps with that setting; minutes each for translation
     --precisions LIST  of highest, high, bf16: steps in each, and their errors against float64
     --models-only      steps and forward passes, not layers, graphs, scaling, loader, ranks and start-up
     --fairchem PYTHON  the released models, searches and layers, with the same weights on the same systems, in a Python
                        that has fairchem-core 1.10.0 (docs/performance.md says how to make one)
 
-Our usual step and forward pass and, beside them, those of the released code are measured --rounds times in turns, and
-medians are shown; other ways of computing a step are measured once. What is done is written after every model and every
-other part. Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py. --quick: one small system,
-one repetition, a few points, to see in minutes that everything runs.
+Our usual step and forward pass and, beside them, those of the released code are measured --rounds times in turns;
+medians and the best of all turns are shown; other ways of computing a step are measured once. What is done is written
+after every model and every other part. Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py.
+--quick: one small system, one repetition, a few points, to see in minutes that everything runs.
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -36,8 +35,10 @@ import torch
 
 from benchmarks.speed import beside, steps
 from benchmarks.speed.costs import MODELS, default_sizes
-from benchmarks.speed.process import NotMeasuredError, allocator, shown_command
-from benchmarks.speed.ready import PRECISIONS
+from benchmarks.speed.figures import draw_beside, draw_scaling
+from benchmarks.speed.machine import machine, versions
+from benchmarks.speed.process import NotMeasuredError
+from benchmarks.speed.ready import COMPILED, PRECISIONS
 from benchmarks.speed.structures import SIZES
 from benchmarks.speed.tables import as_table
 from benchmarks.speed.timing import (
@@ -49,7 +50,6 @@ from benchmarks.speed.timing import (
     scaling,
     start_up,
 )
-from ocpgem.launch.code_version import code_version
 from ocpgem.models.gemnet.config import GemNetConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +78,9 @@ def main() -> None:
         print(json.dumps(PARTS[part](**given)))
         return
     result: dict[str, Any] = {"machine": machine(arguments.device, arguments.fairchem), "failed": {}}
+    result["machine"]["gflops_of_product"] = product_rate(arguments.device)
+    if arguments.fairchem:
+        result["released_versions"] = attempt(result, "the released code", versions, arguments.fairchem)
     result |= {key: {} for key in ("models", "errors", "released", "layers", "graphs", "start_up")}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.models:
@@ -98,9 +101,13 @@ def measure_the_rest(arguments: argparse.Namespace, result: dict[str, Any]) -> N
     write(result, arguments.out)
     result["scaling"] = scaling(arguments.device, arguments.repeats, arguments.quick)
     write(result, arguments.out)
-    draw(result["scaling"], arguments.out / "speed_scaling.svg")
-    for part, program in (("loader", "loader_throughput"), ("ranks", "scaling")):
-        found = attempt(result, part, of_program, program, arguments.quick)
+    draw_scaling(result, arguments.out / "speed_scaling.svg")
+    released_loader = ("--fairchem", arguments.fairchem) if result.get("released_versions") else ()
+    for part, program, options in (
+        ("loader", "loader_throughput", released_loader),
+        ("ranks", "scaling", ()),
+    ):
+        found = attempt(result, part, of_program, program, arguments.quick, *options)
         if found is not None:
             result[part] = found
             write(result, arguments.out)
@@ -112,6 +119,8 @@ def write(result: dict[str, Any], folder: Path) -> None:
     """What was found so far, as numbers and as tables."""
     (folder / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
     (folder / "speed.md").write_text(as_table(result))
+    if result["released"]:
+        draw_beside(result, folder / "speed_beside.svg")
 
 
 def _arguments() -> argparse.Namespace:
@@ -121,7 +130,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--checkpointing", action="store_true")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--compile", default="", help=f"of {', '.join(COMPILED)}")
     parser.add_argument("--precisions", help="default: highest on a CPU, all on a GPU")
     parser.add_argument("--fairchem", metavar="PYTHON")
     parser.add_argument("--models-only", action="store_true")
@@ -138,6 +147,7 @@ def _arguments() -> argparse.Namespace:
     usual = "highest" if arguments.device == "cpu" else ",".join(PRECISIONS)
     precisions = arguments.precisions or usual
     arguments.precisions = _names(parser, "--precisions", precisions, PRECISIONS)
+    arguments.compile = _names(parser, "--compile", arguments.compile, COMPILED)
     for option in ("repeats", "rounds"):
         if getattr(arguments, option) < 1:
             parser.error(f"--{option}: at least 1")
@@ -192,14 +202,11 @@ def attempt(result: dict[str, Any], label: str, call: Callable[..., Any], *given
 def measure_model(name: str, arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     """A step of the model in every way that is asked for, its errors, and the released code's step."""
     sizes, device = arguments.sizes or default_sizes(name), arguments.device
-    asked = {
-        "plain": arguments.plain,
-        "checkpointing": arguments.checkpointing,
-        "compiled": arguments.compile,
-    }
-    if GemNetConfig.model_validate(MODELS[name]).forces == "gradient":
-        asked["compiled"] = False  # torch.compile has no second derivatives
-    ways = [way for way, wanted in asked.items() if wanted]
+    ways = [way for way in ("plain", "checkpointing") if getattr(arguments, way)]
+    if (
+        GemNetConfig.model_validate(MODELS[name]).forces != "gradient"
+    ):  # torch.compile has no second derivatives
+        ways += arguments.compile
     common = {"model": name, "sizes": sizes, "device": device}
     measure_in_turns(name, sizes, arguments, result)
     for way in [*ways, *(precision for precision in arguments.precisions if precision != "highest")]:
@@ -246,12 +253,17 @@ def step_and_forward(**given: Any) -> dict[str, Any]:
 
 
 def medians(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of what several measurements found: the median of each number that is not the same in all; else the first."""
-    found = {}
+    """Of what several measurements found: the median of each number that is not the same in all, else the first.
+
+    All values of those numbers are in `rounds`, by name.
+    """
+    found, varied = {}, {}
     for key, first in rounds[0].items():
         values = [each[key] for each in rounds]
-        found[key] = first if all(value == first for value in values) else statistics.median(values)
-    return found
+        found[key] = first
+        if any(value != first for value in values):
+            found[key], varied[key] = statistics.median(values), values
+    return found | ({"rounds": varied} if varied else {})
 
 
 def released_steps(name: str, sizes: tuple[int, ...], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -317,35 +329,6 @@ def released_graphs(model: str, n_systems: int, arguments: argparse.Namespace) -
             for label, (its_model, _) in GRAPHS.items()
             if its_model == model
         }
-
-
-def machine(device: str, fairchem: str | None) -> dict[str, Any]:
-    return {
-        "command": shown_command(sys.argv, fairchem),
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "gflops_of_product": product_rate(device) / 1e9,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **allocator(),
-    } | {key: value for key, value in code_version().items() if key != "root"}
-
-
-def draw(scaling: dict[str, list[dict[str, float]]], file: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(scaling), figsize=(4 * len(scaling), 3), layout="constrained")
-    for axis, (name, points) in zip(axes, scaling.items(), strict=True):
-        axis.plot([point[name] for point in points], [point["step_s"] for point in points], "o-")
-        axis.set(xlabel=name, ylabel="forward + backward, s", xlim=(0, None), ylim=(0, None))
-    figure.savefig(file)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

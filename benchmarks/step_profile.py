@@ -10,7 +10,6 @@ product. What the profiler keeps fragments glibc's heap, so that its steps take 
 
 import argparse
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from benchmarks.speed.process import shown_command
+from benchmarks.speed.machine import as_words, machine
 from benchmarks.speed.ready import ready
 from benchmarks.speed.structures import SIZES
 from benchmarks.speed.timing import product_rate
@@ -76,10 +75,8 @@ def main() -> None:
     parser.add_argument("--models", default="GemNet-dT,GemNet-OC")
     arguments = parser.parse_args()
     show_compiled_functions()
-    rate = product_rate("cpu") / 1e9
-    print(
-        f"`{shown_command(sys.argv)}`, load {os.getloadavg()[0]:.1f}, one large product {rate:.0f} GFLOP/s\n"
-    )
+    rate = product_rate("cpu")
+    print(f"{as_words(machine())}; one large product {rate:.0f} GFLOP/s\n")
     print("| model | what | s | GFLOP | GFLOP/s |\n|---|---|---|---|---|")
     for model in arguments.models.split(","):
         for kind, row in sorted(profiled(model).items(), key=lambda item: -item[1]["seconds"]):

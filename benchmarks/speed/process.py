@@ -15,7 +15,12 @@ class NotMeasuredError(Exception):
 
 
 def seconds(call: Callable[[], object], repeats: int) -> float:
-    """The median of some times, after one call that does not count; a GPU is waited for."""
+    """The median of some `times`."""
+    return statistics.median(times(call, repeats))
+
+
+def times(call: Callable[[], object], repeats: int) -> list[float]:
+    """Seconds of some calls, after one that does not count; a GPU is waited for."""
     call()
     found = []
     for _ in range(repeats):
@@ -24,7 +29,7 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
         call()
         wait_for_gpu()
         found.append(time.perf_counter() - started)
-    return statistics.median(found)
+    return found
 
 
 def wait_for_gpu() -> None:
@@ -38,11 +43,20 @@ def peaks(device: str) -> dict[str, float]:
 
     Not `ru_maxrss`, which begins with that of the process which started this one.
     """
-    status = Path("/proc/self/status").read_text()
-    found = {"peak_process_gb": int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9}
+    found = {"peak_process_gb": _status_gb("VmHWM")}
     if device != "cpu":
         found["peak_device_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return found
+
+
+def held_gb() -> float:
+    """The memory in GB that this process holds now."""
+    return _status_gb("VmRSS")
+
+
+def _status_gb(key: str) -> float:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{key}:")[1].split()[0]) * 1024 / 1e9
 
 
 def shown_command(words: Sequence[str], fairchem: str | None = None) -> str:

@@ -8,10 +8,11 @@ import torch
 
 from benchmarks.speed.costs import MODELS, keep_as_autograd, systems_of, train_config
 from benchmarks.speed.structures import prepared
+from ocpgem.graph.buckets import Buckets
 from ocpgem.graph.topology import Topology
 from ocpgem.models.potential import Normalization, Potential, Predictions
 from ocpgem.parallel.device import keep_freed_memory
-from ocpgem.train.compiling import compile_blocks
+from ocpgem.train.compiling import compile_blocks, compile_full
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.ema import ExponentialMovingAverage
 from ocpgem.train.loss import GlobalCounts, loss_share
@@ -19,9 +20,11 @@ from ocpgem.train.run import set_precision
 
 PRECISIONS = ("highest", "high", "bf16")
 """As in a training configuration; "high" is "highest" on a CPU."""
-WAYS = (*PRECISIONS, "plain", "checkpointing", "compiled")
+COMPILED = ("blocks", "full")
+"""As in a training configuration."""
+WAYS = (*PRECISIONS, "plain", "checkpointing", *COMPILED)
 """How a step is computed: in a precision; with dense chains as autograd would keep them; with activations computed
-again; or with `compile: blocks`, the last three in float32."""
+again; or translated by torch.compile. All but precisions in float32."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,11 @@ def ready(
     potential.model.checkpoint_activations = config.activation_checkpointing
     if way == "plain":
         keep_as_autograd(potential)
-    if way == "compiled":
+    if way == "blocks":
         compile_blocks(potential, torch.device(device))
+    if way == "full":
+        compile_full(potential, torch.device(device))
+        topology = Buckets().pad(topology)
     return Ready(config, potential, batch.to(device), topology.to(device))
 
 
@@ -90,5 +96,5 @@ def config_of(model: str, way: str) -> TrainConfig:
         MODELS[model],
         activation_checkpointing=way == "checkpointing",
         precision=way if way in PRECISIONS else "highest",
-        compile="blocks" if way == "compiled" else "off",
+        compile=way if way in COMPILED else "off",
     )

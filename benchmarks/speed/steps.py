@@ -1,13 +1,12 @@
 """Seconds, memory and accuracy of a training step of a model of published size, on this machine."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks.speed.costs import operations, systems_of
 from benchmarks.speed.layers import captured, of_layer
-from benchmarks.speed.process import peaks, seconds
+from benchmarks.speed.process import held_gb, peaks, seconds
 from benchmarks.speed.ready import config_of, ready
 from benchmarks.speed.structures import prepared
 from benchmarks.speed.timing import product_rate
@@ -20,8 +19,12 @@ def of_step(model: str, sizes: list[int], device: str, repeats: int, way: str) -
 
     way: one of `WAYS`. What does not depend on how dense chains are kept is left out of "plain".
     """
+    runtime_gb = held_gb()
     own = ready(model, tuple(sizes), device, way)
+    weights = sum(weight.numel() * weight.element_size() for weight in own.potential.parameters())
     found = {"atoms": own.topology.n_atoms, "edges": own.topology.main.n_edges}
+    # weights, both moments of AdamW, and the moving average
+    found |= {"runtime_gb": runtime_gb, "state_gb": 4 * weights / 1e9}
     found |= {"step_s": seconds(own.training_step(), repeats), **peaks(device)}
     if way in ("highest", "plain", "checkpointing"):
         found |= counted(model, sizes, device, way)
@@ -29,28 +32,23 @@ def of_step(model: str, sizes: list[int], device: str, repeats: int, way: str) -
 
 
 def of_forward(model: str, sizes: list[int], device: str, repeats: int, way: str) -> dict[str, float]:
-    """A forward pass of an evaluation, its floor and the memory that it takes; way: "highest" or "high"."""
+    """A forward pass of an evaluation, its products and the memory that it takes; way: "highest" or "high"."""
     own = ready(model, tuple(sizes), device, way)
     own.potential.eval()
     found = {"forward_s": seconds(own.predictions, repeats)}
     found |= {f"forward_{key}": peak for key, peak in peaks(device).items()}
-    return found | {"floor_of_forward_s": _floor(own.predictions, device)}
-
-
-def _floor(call: Callable[[], object], device: str) -> float:
-    """Seconds of the dense products of a call, see `product_rate`."""
-    return operations_of(call) / product_rate(device)
+    products = operations_of(own.predictions) / 1e9
+    return found | {"products_of_forward_gflop": products, "gflops_of_product": product_rate(device)}
 
 
 def counted(model: str, sizes: list[int], device: str, way: str) -> dict[str, Any]:
-    """What does not depend on the clock, and the time that the dense products of the step take alone."""
+    """What does not depend on the clock, and how fast a product is."""
     config = config_of(model, way)
     batch, topology = prepared(systems_of(model, tuple(sizes)), config.model.graph_spec)
-    cost, rate = step_cost(config, batch, topology, Normalization()), product_rate(device)
+    cost = step_cost(config, batch, topology, Normalization())
     found: dict[str, Any] = {
-        "gflops_of_product": rate / 1e9,
+        "gflops_of_product": product_rate(device),
         "products_of_step_gflop": cost.flops / 1e9,
-        "floor_of_step_s": cost.flops / rate,
     }
     if way != "plain":  # counted on a model as it is
         found |= {"kept_gb": cost.kept_bytes / 1e9, "peak_counted_gb": cost.peak_bytes / 1e9}
@@ -84,11 +82,12 @@ def errors(model: str, sizes: list[int], device: str, precisions: list[str]) -> 
 def of_interaction(model: str, name: str, sizes: list[int], device: str, repeats: int) -> dict[str, float]:
     """Seconds of an interaction layer of the first block alone; name: its attribute.
 
-    `floor_s`: of the dense products of its forward pass, see `product_rate`.
+    `products_gflop`: of its forward pass.
     """
     own = ready(model, tuple(sizes), device)
     layer = getattr(own.potential.model.blocks[0], name)
     args, kwargs = captured(layer, lambda: own.potential(own.batch, own.topology))
     with torch.no_grad():
-        floor = {"floor_s": _floor(lambda: layer(*args, **kwargs), device)}
-    return of_layer(layer, args, kwargs, repeats) | floor
+        products = operations_of(lambda: layer(*args, **kwargs)) / 1e9
+    found = of_layer(layer, args, kwargs, repeats)
+    return found | {"products_gflop": products, "gflops_of_product": product_rate(device)}

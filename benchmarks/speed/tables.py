@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.speed.machine import as_words
+
 RELEASED = "fairchem-core 1.10.0"
 STEP = {
-    "atoms": "atoms", "edges": "edges", "forward_s": "forward s", "floor_of_forward_s": "floor s of forward",
-    "step_s": "step s", "floor_of_step_s": "floor s of step", "step_over_floor": "step / floor",
-    "kept_gb": "kept GB", "peak_counted_gb": "peak GB, counted", "peak_process_gb": "peak GB, process",
-    "peak_device_gb": "peak GB, GPU", "kernels_forward": "kernels forward", "kernels_backward": "kernels backward",
-    "waits": "waits",
+    "atoms": "atoms", "edges": "edges", "forward_s": "forward s", "forward_floor_s": "floor s of forward",
+    "forward_over_floor": "forward / floor", "step_s": "step s", "step_floor_s": "floor s of step",
+    "step_over_floor": "step / floor", "kept_gb": "kept GB", "kernels_forward": "kernels forward",
+    "kernels_backward": "kernels backward", "waits": "waits",
 }  # fmt: skip
 
 
@@ -22,8 +23,8 @@ def as_table(result: dict[str, Any]) -> str:
             "",
             f"{name} could not be measured: {reason.splitlines()[-1] if reason else 'no reason given'}",
         ]
-    lines += _beside(result) + _other_ways(result) + _precisions(result) + _parts(result)
-    lines += _start_up(result)
+    lines += _beside(result) + _memory(result) + _other_ways(result) + _precisions(result) + _parts(result)
+    lines += _scaling(result) + _start_up(result)
     if "loader" in result:
         lines += _loader(result["loader"])
     if "ranks" in result:
@@ -55,64 +56,108 @@ def _cell(value: float | str | None) -> str:
     return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
 
 
-def _over(a: float | None, b: float | None) -> float | None:
+def over(a: float | None, b: float | None) -> float | None:
+    """a / b, where there are both."""
     return None if a is None or b is None else a / b
 
 
-def _peak(found: dict[str, Any], of: str = "") -> float | None:
-    """Of the GPU where there is one, else of the process; of: "" for a step, or "forward_"."""
+def best(found: dict[str, Any], key: str) -> float | None:
+    """The smallest of all turns."""
+    values: list[float] = found.get("rounds", {}).get(key, [])
+    return min(values, default=found.get(key))
+
+
+def fastest_product(found: Any) -> float:
+    """GFLOP/s of the fastest of all large products that were measured, in any process; 0 if none was."""
+    if isinstance(found, dict):
+        own = found.get("gflops_of_product", 0.0)
+        return max([*own, 0.0] if isinstance(own, list) else [own, *map(fastest_product, found.values())])
+    return 0.0
+
+
+def peak(found: dict[str, Any], of: str = "") -> float | None:
+    """The most memory: of the GPU where there is one, else of the process; of: "" for a step, or "forward_"."""
     peak: float | None = found.get(f"{of}peak_device_gb", found.get(f"{of}peak_process_gb"))
     return peak
 
 
 def _facts(result: dict[str, Any]) -> list[str]:
-    facts = result["machine"]
-    preloaded = f" (LD_PRELOAD={facts['ld_preload']})" if "ld_preload" in facts else ""
-    return [
-        f"`{facts['command']}`; {facts['machine']}, {facts['threads']} of {facts['cores']} cores, "
-        f"device {facts['device']}, load {facts['load']:.1f}, torch {facts['torch']}, allocator "
-        f"{facts['allocator']}{preloaded}, commit {facts['commit']}{', changed' if facts['changed'] else ''}.",
-    ]
+    its = ", ".join(f"{name} {version}" for name, version in (result.get("released_versions") or {}).items())
+    return [as_words(result["machine"]) + (f". The released code has {its}." if its else ".")]
 
 
 def _steps(result: dict[str, Any]) -> list[str]:
     labels = {"highest": "", "plain": " (plain chains)"}
+    rate = fastest_product(result)
     rows = [
-        [name + label, *map(_with_ratio(found[way]).get, STEP)]
+        [name + label, *map(_with_floors(found[way], rate).get, STEP)]
         for name, found in result["models"].items()
         for way, label in labels.items()
         if way in found
     ]
     text = (
         "Ours in float32. Steps and forward passes without gradient each have a process of their own, as training and "
-        "evaluation do. A step: forward, loss, backward, AdamW and moving average. Floor: its dense products at the "
-        "speed of a [15000, 512] x [512, 512] product in the same process. Peak GB, counted: of tensors beside the "
-        "weights; of the process: the most memory that it ever held, read after its steps and before anything else."
+        "evaluation do. A step: forward, loss, backward, AdamW and moving average. Seconds are medians of all turns; "
+        f"over their floor are the best. Floor: the dense products at {rate:.0f} GFLOP/s, the speed of the fastest of "
+        "all [15000, 512] x [512, 512] products that were tried in all processes of this run."
     )
     return _table("Models", text, ["model", *STEP.values()], rows)
 
 
-def _with_ratio(found: dict[str, Any]) -> dict[str, Any]:
-    return found | {"step_over_floor": _over(found.get("step_s"), found.get("floor_of_step_s"))}
+def _with_floors(found: dict[str, Any], rate: float) -> dict[str, Any]:
+    floors = {
+        f"{part}_floor_s": over(found.get(f"products_of_{part}_gflop"), rate) for part in ("forward", "step")
+    }
+    ratios = {
+        f"{part}_over_floor": over(best(found, f"{part}_s"), floors[f"{part}_floor_s"])
+        for part in ("forward", "step")
+    }
+    return found | floors | ratios
+
+
+def _memory(result: dict[str, Any]) -> list[str]:
+    """Where the memory of a step's process is; on a CPU."""
+    columns = (
+        "model", "setting", "runtime GB", "weights, moments, average GB", "tensors GB, counted", "their sum GB",
+        "process GB", "its process GB", "sum / its", "process / its",
+    )  # fmt: skip
+    rows = []
+    for name, ways in result["models"].items():
+        its = result["released"].get(name, {}).get("float32", {}).get("peak_process_gb")
+        for way, setting in {"highest": "", "checkpointing": "`activation_checkpointing: true`"}.items():
+            found = ways.get(way, {})
+            if "peak_counted_gb" in found:
+                parts = [found["runtime_gb"], found["state_gb"], found["peak_counted_gb"]]
+                row = [name, setting, *parts, sum(parts), found["peak_process_gb"], its]
+                rows.append([*row, over(sum(parts), its), over(found["peak_process_gb"], its)])
+    text = (
+        "Runtime: what a process holds before it has a model. Tensors: the most that a step holds beside weights, "
+        "moments of AdamW and moving average, counted. What the process holds beyond their sum are gaps between "
+        "blocks, and copies that libraries make. Process: the most memory that it ever held. Its: "
+        f"{RELEASED}, which keeps activations."
+    )
+    return _table("Memory of a step", text, columns, rows)
 
 
 def _beside(result: dict[str, Any]) -> list[str]:
     columns = (
-        "model", "atoms", "our forward s", "its forward s", "its / our forward", "our step s", "its step s",
-        "its / our step", "our peak GB", "its peak GB", "our / its peak", "our / its forward peak",
-        "energies differ by", "forces differ by",
+        "model", "atoms", "our forward s", "its forward s", "its / our forward", "best / best", "our step s",
+        "its step s", "its / our step", "best / best", "our peak GB", "its peak GB", "our / its peak",
+        "our / its forward peak", "energies differ by", "forces differ by",
     )  # fmt: skip
     rows = []
     for name, found in result["released"].items():
         ours, its = result["models"].get(name, {}).get("highest", {}), found["float32"]
         row = [name, ours.get("atoms")]
         for part in ("forward_s", "step_s"):
-            row += [ours.get(part), its[part], _over(its[part], ours.get(part))]
-        row += [_peak(ours), _peak(its), _over(_peak(ours), _peak(its))]
-        row.append(_over(_peak(ours, "forward_"), _peak(its, "forward_")))
+            row += [ours.get(part), its[part], over(its[part], ours.get(part))]
+            row.append(over(best(its, part), best(ours, part)))
+        row += [peak(ours), peak(its), over(peak(ours), peak(its))]
+        row.append(over(peak(ours, "forward_"), peak(its, "forward_")))
         rows.append([*row, its["energy_relative_difference"], its["forces_relative_difference"]])
     text = (
         f"Both in float32, with the same weights on the same systems, each in a process of its own. Its: {RELEASED}. "
+        "Seconds are medians of all turns; best / best is the ratio of the best of its turns to the best of ours. "
         "Its / our time above 1: ours is faster; our / its peak below 1: ours needs less memory (of the GPU where "
         "there is one, else of the process). On a CPU with glibc, ours keeps freed memory, as our runs do. Its times "
         "include search and indices, which our loader's workers do: see parts below. Differences of outputs: the "
@@ -127,19 +172,23 @@ def _other_ways(result: dict[str, Any]) -> list[str]:
         "model", "setting", "atoms", "step s", "step / usual step", "peak GB, counted", "peak GB", "usual peak GB",
         "peak / its peak", "usual peak / its peak",
     )  # fmt: skip
-    settings = {"checkpointing": "activation_checkpointing: true", "compiled": "compile: blocks"}
+    settings = {
+        "checkpointing": "activation_checkpointing: true",
+        "blocks": "compile: blocks",
+        "full": "compile: full",
+    }
     rows = []
     for name, ways in result["models"].items():
-        usual, its = ways.get("highest", {}), _peak(result["released"].get(name, {}).get("float32", {}))
+        usual, its = ways.get("highest", {}), peak(result["released"].get(name, {}).get("float32", {}))
         for way, setting in settings.items():
             if way in ways:
                 found = ways[way]
                 row = [name, f"`{setting}`", found["atoms"], found["step_s"]]
-                row += [_over(found["step_s"], usual.get("step_s")), found.get("peak_counted_gb")]
-                row += [_peak(found), _peak(usual), _over(_peak(found), its), _over(_peak(usual), its)]
+                row += [over(found["step_s"], usual.get("step_s")), found.get("peak_counted_gb")]
+                row += [peak(found), peak(usual), over(peak(found), its), over(peak(usual), its)]
                 rows.append(row)
     text = (
-        "Ours with activations computed again instead of kept, or with interaction blocks translated by torch.compile, "
+        "Ours with activations computed again instead of kept, or translated by torch.compile, "
         f"and the usual step without either. Its: {RELEASED}, which keeps activations."
     )
     return _table("Other ways of computing a step", text, columns, rows)
@@ -156,9 +205,9 @@ def _precisions(result: dict[str, Any]) -> list[str]:
         for precision, errors in found.items():
             ours = result["models"].get(name, {}).get(precision, {})
             row = [name, precision, ours.get("forward_s"), ours.get("step_s")]
-            row += [_over(its.get(way, {}).get("step_s"), ours.get("step_s")) for way in ("float32", "tf32")]
+            row += [over(its.get(way, {}).get("step_s"), ours.get("step_s")) for way in ("float32", "tf32")]
             kinds = [f"{key}_error_{kind}" for key in ("energy", "forces") for kind in ("mean", "max")]
-            rows.append([*row, _peak(ours), *map(errors.get, kinds)])
+            rows.append([*row, peak(ours), *map(errors.get, kinds)])
     text = (
         "highest: float32; high: TF32 products on a GPU (float32 on a CPU); bf16: dense layers in bfloat16. Errors "
         "against the same weights in float64, of energies and of force vectors, relative to their mean magnitude. "
@@ -169,24 +218,22 @@ def _precisions(result: dict[str, Any]) -> list[str]:
 
 def _parts(result: dict[str, Any]) -> list[str]:
     rows: list[list[Any]] = []
+    rate = fastest_product(result)
     for label, found in result["layers"].items():
-        ours, its, floor = (
-            found.get("ours", {}),
-            found.get("released", {}),
-            found.get("ours", {}).get("floor_s"),
-        )
+        ours, its = found.get("ours", {}), found.get("released", {})
+        floor = over(ours.get("products_gflop"), rate)
         # the gradients by input and by weight are as many products each
         for key, name, factor in (
             ("forward_s", "forward", 1),
             ("forward_backward_s", "forward + backward", 3),
         ):
-            times = [ours.get(key), its.get(key), _over(its.get(key), ours.get(key))]
-            floors = [None, None] if floor is None else [factor * floor, _over(its.get(key), factor * floor)]
+            times = [ours.get(key), its.get(key), over(its.get(key), ours.get(key))]
+            floors = [None, None] if floor is None else [factor * floor, over(its.get(key), factor * floor)]
             magnitudes = found.get("magnitudes_relative_difference")
             rows.append([f"{label}, {name}", *times, *floors, None, None, magnitudes])
     for label, found in result["graphs"].items():
         ours, its = found["ours"], found.get("released", {})
-        times = [ours["seconds"], its.get("seconds"), _over(its.get("seconds"), ours["seconds"])]
+        times = [ours["seconds"], its.get("seconds"), over(its.get("seconds"), ours["seconds"])]
         rows.append([label, *times, None, None, ours["edges"], its.get("edges"), None])
     columns = (
         "part", "our s", "its s", "its / our time", "floor s", "its / floor", "our edges", "its edges",
@@ -200,6 +247,25 @@ def _parts(result: dict[str, Any]) -> list[str]:
         f"all pairs. Its: {RELEASED}; above 1, ours is faster."
     )
     return _table("Parts alone", text, columns, rows)
+
+
+def _scaling(result: dict[str, Any]) -> list[str]:
+    numbers = {
+        "forward_backward_s": "forward + backward s",
+        "kept_gb": "kept GB",
+        "peak_counted_gb": "peak GB, counted",
+    }
+    rows = [
+        [model, axis, point[axis], point["edges"], *map(point.get, numbers)]
+        for model, found in result.get("scaling", {}).items()
+        for axis, points in found.items()
+        for point in points
+    ]
+    text = (
+        "Models of width 64 within 10 A: limits of neighbours on one system of 100 atoms, systems of several sizes and "
+        "batches of systems of 75 atoms with at most 50 neighbours."
+    )
+    return _table("Scaling", text, ("model", "against", "value", "edges", *numbers.values()), rows)
 
 
 def _start_up(result: dict[str, Any]) -> list[str]:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from benchmarks.speed.costs import MODELS, train_config
-from benchmarks.speed.process import NotMeasuredError, seconds
+from benchmarks.speed.process import NotMeasuredError, seconds, times
 from benchmarks.speed.structures import prepared, slabs
 from ocpgem.graph.neighbors import neighbor_search
 from ocpgem.graph.spec import GraphSpec
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.potential import Normalization, Potential
 from ocpgem.train.loss import GlobalCounts, loss_share
+from ocpgem.train.step_cost import step_cost
 
 ROOT = Path(__file__).resolve().parents[2]
 GRAPH_SIZES = tuple(60 + 2 * number for number in range(16))
@@ -33,9 +34,9 @@ GRAPHS: dict[str, tuple[str, float | None]] = {
 
 
 def product_rate(device: str, repeats: int = 5) -> float:
-    """FLOP/s of a [15000, 512] x [512, 512] product in float32."""
+    """GFLOP/s of the fastest of some [15000, 512] x [512, 512] products in float32."""
     left, right = torch.randn(15000, 512, device=device), torch.randn(512, 512, device=device)
-    return 2 * 15000 * 512 * 512 / seconds(lambda: left @ right, repeats)
+    return 2e-9 * 15000 * 512 * 512 / min(times(lambda: left @ right, repeats))
 
 
 def of_graphs(n_systems: int, repeats: int) -> dict[str, dict[str, float]]:
@@ -61,45 +62,59 @@ def of_graphs(n_systems: int, repeats: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def scaling(device: str, repeats: int, quick: bool) -> dict[str, list[dict[str, float]]]:
-    """A training step of a GemNet-dT of width 64 against neighbours, atoms and batch."""
-    axes: dict[str, list[tuple[int, tuple[int, ...]]]] = {
-        "neighbors": [(k, (100,)) for k in (10, 20, 30, 50, 70, 100)],
-        "atoms": [(50, (n,)) for n in (20, 50, 100, 150, 225)],
-        "batch": [(50, (75,) * n) for n in (1, 2, 4, 8, 16)],
+AXES: dict[str, list[tuple[int, tuple[int, ...]]]] = {
+    "neighbors": [(k, (100,)) for k in (10, 20, 30, 50, 70, 100)],
+    "atoms": [(50, (n,)) for n in (20, 50, 100, 150, 225)],
+    "batch": [(50, (75,) * n) for n in (1, 2, 4, 8, 16)],
+}
+"""Limits of neighbours, and atoms of each system, at which scaling is measured."""
+
+
+def scaling(device: str, repeats: int, quick: bool) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Narrow models against neighbours, atoms and batch: seconds forward and backward, and tensors of a step."""
+    return {
+        model: {
+            axis: [
+                at_point(model, axis, k, sizes, device, repeats)
+                for k, sizes in points[: 2 if quick else None]
+            ]
+            for axis, points in AXES.items()
+        }
+        for model in ("GemNet-dT", "GemNet-OC")
     }
-    result: dict[str, list[dict[str, float]]] = {}
-    for axis, points in axes.items():
-        result[axis] = []
-        for k, sizes in points[:2] if quick else points:
-            config = train_config(
-                {"atom_dim": 64, "edge_dim": 64, "neighbors": {"cutoff": 10.0, "max_neighbors": k}}
-            )
-            batch, topology = prepared(slabs(sizes), config.model.graph_spec)
-            torch.manual_seed(0)
-            potential = Potential(config.model, Normalization()).to(device)
-            batch, on_device = batch.to(device), topology.to(device)
-            counts = GlobalCounts(topology.n_systems, topology.n_atoms)
-
-            def step(
-                potential: Potential = potential,
-                batch: Any = batch,
-                topology: Any = on_device,
-                counts: GlobalCounts = counts,
-                config: Any = config,
-            ) -> None:
-                predictions = potential(batch, topology)
-                loss_share(predictions, batch, config.loss, potential.normalization, counts).backward()
-
-            x = {"neighbors": k, "atoms": sizes[0], "batch": len(sizes)}[axis]
-            result[axis].append({axis: x, "edges": topology.main.n_edges, "step_s": seconds(step, repeats)})
-    return result
 
 
-def of_program(name: str, quick: bool) -> dict[str, Any]:
+def at_point(
+    model: str, axis: str, n_neighbors: int, sizes: tuple[int, ...], device: str, repeats: int
+) -> dict[str, float]:
+    """One of `MODELS` with a width of 64 within 10 A, on slabs of some numbers of atoms."""
+    neighbors = {"cutoff": 10.0, "max_neighbors": n_neighbors}
+    config = train_config(MODELS[model] | {"atom_dim": 64, "edge_dim": 64, "neighbors": neighbors})
+    batch, topology = prepared(slabs(sizes), config.model.graph_spec)
+    cost = step_cost(config, batch, topology, Normalization())
+    torch.manual_seed(0)
+    potential = Potential(config.model, Normalization()).to(device)
+    batch, on_device = batch.to(device), topology.to(device)
+    counts = GlobalCounts(topology.n_systems, topology.n_atoms)
+
+    def forward_and_backward() -> None:
+        predictions = potential(batch, on_device)
+        loss_share(predictions, batch, config.loss, potential.normalization, counts).backward()
+
+    return {
+        axis: {"neighbors": n_neighbors, "atoms": sizes[0], "batch": len(sizes)}[axis],
+        "edges": topology.main.n_edges,
+        "forward_backward_s": seconds(forward_and_backward, repeats),
+        "kept_gb": cost.kept_bytes / 1e9,
+        "peak_counted_gb": cost.peak_bytes / 1e9,
+    }
+
+
+def of_program(name: str, quick: bool, *options: str) -> dict[str, Any]:
     """What another benchmark, a file beside run.py, writes as JSON; raises NotMeasuredError if it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, f"benchmarks/{name}.py", "--out", folder, *(["--quick"] if quick else [])]
+        command = [sys.executable, f"benchmarks/{name}.py", "--out", folder, *options]
+        command += ["--quick"] if quick else []
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise NotMeasuredError(done.stderr.strip() or f"{command[1]} ended with code {done.returncode}")

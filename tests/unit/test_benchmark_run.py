@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.run import machine, measure_in_turns, medians
+from benchmarks.run import measure_in_turns, medians
 from benchmarks.speed.beside import has_released
 from benchmarks.speed.costs import MODELS, default_sizes, operations
 from benchmarks.speed.layers import captured, leaves
+from benchmarks.speed.machine import machine
 from benchmarks.speed.process import NotMeasuredError, allocator, shown_command
 from benchmarks.speed.steps import counted
-from benchmarks.speed.tables import as_table
+from benchmarks.speed.tables import as_table, fastest_product
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "TUM GemNet-T"
@@ -58,15 +59,22 @@ def test_quick_run_writes_results_and_figure_also_when_something_cannot_be_measu
 ) -> None:
     model = result["models"][MODEL]["highest"]
     assert model["waits"] == 0
-    assert 0 < model["floor_of_forward_s"] < model["forward_s"] < model["step_s"]
+    assert 0 < model["forward_s"] < model["step_s"]
+    floor_s = model["products_of_forward_gflop"] / fastest_product(result)
+    assert 0 < floor_s < model["forward_s"]
+    assert 0 < model["runtime_gb"] + model["state_gb"] < model["peak_process_gb"]
     assert 0 < model["forward_peak_process_gb"] < model["peak_process_gb"]
-    assert result["machine"]["torch"]
-    assert set(result["scaling"]) == {"neighbors", "atoms", "batch"}
+    assert result["machine"]["versions"]["torch"] == torch.__version__
+    assert result["machine"]["processor"]
+    for found in result["scaling"].values():
+        assert set(found) == {"neighbors", "atoms", "batch"}
+        assert all(point["kept_gb"] < point["peak_counted_gb"] for point in found["batch"])
     table = (folder / "speed.md").read_text()
     assert "main help" in table
     assert f"{MODEL} (released) could not be measured" in table
     assert "triplet interaction of GemNet-dT (released) could not be measured" in table
     assert (folder / "speed_scaling.svg").stat().st_size > 1000
+    assert "| GemNet-OC | batch | 2 |" in table
 
 
 @pytest.mark.slow  # shares the run of the test above
@@ -190,7 +198,9 @@ def test_small_buckets_are_more_messages_and_overlap_sends_them_during_the_backw
 
 def test_medians_of_rounds() -> None:
     rounds = [{"step_s": step_s, "atoms": 162, "allocator": "tcmalloc"} for step_s in (5.0, 9.0, 6.0, 7.0)]
-    assert medians(rounds) == {"step_s": 6.5, "atoms": 162, "allocator": "tcmalloc"}
+    found = medians(rounds)
+    assert found.pop("rounds") == {"step_s": [5.0, 9.0, 6.0, 7.0]}
+    assert found == {"step_s": 6.5, "atoms": 162, "allocator": "tcmalloc"}
 
 
 def test_both_codes_take_turns_until_one_of_them_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,22 +222,38 @@ def test_both_codes_take_turns_until_one_of_them_fails(monkeypatch: pytest.Monke
     assert asked == ["ours", "its", "ours", "ours"]
     assert found == {
         "failed": {f"{MODEL} (released)": "no memory"},
-        "models": {MODEL: {"highest": {"step_s": 3.0}}},
+        "models": {MODEL: {"highest": {"step_s": 3.0, "rounds": {"step_s": [1.0, 3.0, 4.0]}}}},
         "released": {},
     }
 
 
-def test_the_step_over_its_floor_is_the_ratio_of_what_is_shown() -> None:
+def test_the_best_step_is_held_against_the_fastest_product() -> None:
     result: dict[str, Any] = {
         key: {} for key in ("failed", "errors", "released", "layers", "graphs", "start_up")
     }
-    result |= {
-        "machine": machine("cpu", None),
-        "models": {MODEL: {"highest": {"step_s": 3, "floor_of_step_s": 2.0}}},
-    }
+    own = {"step_s": 3.0, "products_of_step_gflop": 200, "gflops_of_product": 80.0}
+    rounds = {"step_s": [4.0, 3.0, 2.5], "gflops_of_product": [80.0, 100.0, 70.0]}
+    facts = machine() | {"gflops_of_product": 90.0}
+    result |= {"machine": facts, "models": {MODEL: {"highest": own | {"rounds": rounds}}}}
+    assert fastest_product(result) == 100
     table = as_table(result)
-    assert f"| {MODEL} | 3 | 2.00 | 1.50 |" in table
+    assert f"| {MODEL} | 3.00 | 2.00 | 1.25 |" in table
     assert "## Parts alone" not in table  # of a run with --models-only
+
+
+def test_ratios_and_memory_beside_the_released_code() -> None:
+    result: dict[str, Any] = {key: {} for key in ("failed", "errors", "layers", "graphs", "start_up")}
+    ours = {"atoms": 9, "forward_s": 1.0, "step_s": 3.0, "rounds": {"step_s": [4.0, 3.0, 2.5]}}
+    ours |= {"runtime_gb": 0.5, "state_gb": 1.0, "peak_counted_gb": 1.5, "peak_process_gb": 4.0}
+    its = {"forward_s": 2.0, "step_s": 6.0, "peak_process_gb": 8.0, "rounds": {"step_s": [6.0, 5.0, 7.0]}}
+    its |= {"energy_relative_difference": 1e-6, "forces_relative_difference": 1e-6}
+    models, released = {MODEL: {"highest": ours}}, {MODEL: {"float32": its}}
+    table = as_table(result | {"machine": machine(), "models": models, "released": released})
+    assert (
+        f"| {MODEL} | 9 | 1.00 | 2.00 | 2.00 | 2.00 | 3.00 | 6.00 | 2.00 | 2.00 | 4.00 | 8.00 | 0.50 |"
+        in table
+    )
+    assert f"| {MODEL} |  | 0.50 | 1.00 | 1.50 | 3.00 | 4.00 | 8.00 | 0.38 | 0.50 |" in table
 
 
 @pytest.mark.parametrize("words", [["--fairchem", "a b/python"], ["--fairchem=a b/python"], []])
