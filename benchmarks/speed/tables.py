@@ -13,6 +13,28 @@ STEP = {
     "kernels_backward": "kernels backward", "waits": "waits",
 }  # fmt: skip
 
+TIMES = {
+    ("GemNet-dT", "step"): 1.4,
+    ("GemNet-OC", "step"): 1.65,
+    ("GemNet-T (gradient forces)", "step"): 2.0,
+    ("TUM GemNet-T", "step"): 2.5,
+    ("GemNet-Q in the OC code", "step"): 2.0,
+    ("GemNet-dT", "forward"): 1.5,
+    ("GemNet-OC", "forward"): 2.2,
+}
+"""How many times as fast as the released code ours is meant to be."""
+PARTS = {
+    "triplet interaction of GemNet-dT": 5.0,
+    "quadruplet interaction of GemNet-OC": 4.0,
+    "all pairs within 6 A": 10.0,
+    "all pairs within 12 A": 10.0,
+    "graphs and indices of GemNet-dT": 10.0,
+    "graphs and indices of GemNet-OC": 10.0,
+}
+"""The same of parts alone, of layers without gradient."""
+MEMORY = {"highest": 0.4, "checkpointing": 0.15}
+"""The share of the released code's memory that a step is meant to need."""
+
 
 def as_table(result: dict[str, Any]) -> str:
     """All tables; `result` is what speed.json holds."""
@@ -23,7 +45,14 @@ def as_table(result: dict[str, Any]) -> str:
             "",
             f"{name} could not be measured: {reason.splitlines()[-1] if reason else 'no reason given'}",
         ]
-    lines += _beside(result) + _memory(result) + _other_ways(result) + _precisions(result) + _parts(result)
+    lines += (
+        _targets(result)
+        + _beside(result)
+        + _memory(result)
+        + _other_ways(result)
+        + _precisions(result)
+        + _parts(result)
+    )
     lines += _scaling(result) + _start_up(result)
     if "loader" in result:
         lines += _loader(result["loader"])
@@ -115,11 +144,38 @@ def _with_floors(found: dict[str, Any], rate: float) -> dict[str, Any]:
     return found | floors | ratios
 
 
+def _targets(result: dict[str, Any]) -> list[str]:
+    """What was to be reached, what was, and what could be, if ours took no more than its floor."""
+    columns = ("its / ours", "target", "medians of all turns", "best of all turns", "at our floor")
+    rows: list[list[Any]] = []
+    rate = fastest_product(result)
+    for (name, part), target in TIMES.items():
+        ours = result["models"].get(name, {}).get("highest", {})
+        its = result["released"].get(name, {}).get("float32", {})
+        key = f"{part}_s"
+        if key in ours and key in its:
+            floor = over(ours.get(f"products_of_{part}_gflop"), rate)
+            ratios = [
+                over(its[key], ours[key]),
+                over(best(its, key), best(ours, key)),
+                over(best(its, key), floor),
+            ]
+            rows.append([f"{name}, {part}", target, *ratios])
+    for label, target in PARTS.items():
+        found = result["layers"].get(label) or result["graphs"].get(label) or {}
+        ours, its = found.get("ours", {}), found.get("released", {})
+        key = "forward_s" if label in result["layers"] else "seconds"
+        if key in ours and key in its:
+            floor = over(ours.get("products_gflop"), rate)
+            rows.append([label, target, over(its[key], ours[key]), None, over(its[key], floor)])
+    return _table("Targets", "Of time: above the target is better.", columns, rows)
+
+
 def _memory(result: dict[str, Any]) -> list[str]:
     """Where the memory of a step's process is; on a CPU."""
     columns = (
         "model", "setting", "runtime GB", "weights, moments, average GB", "tensors GB, counted", "their sum GB",
-        "process GB", "its process GB", "sum / its", "process / its",
+        "process GB", "its process GB", "sum / its", "process / its", "target",
     )  # fmt: skip
     rows = []
     for name, ways in result["models"].items():
@@ -129,7 +185,8 @@ def _memory(result: dict[str, Any]) -> list[str]:
             if "peak_counted_gb" in found:
                 parts = [found["runtime_gb"], found["state_gb"], found["peak_counted_gb"]]
                 row = [name, setting, *parts, sum(parts), found["peak_process_gb"], its]
-                rows.append([*row, over(sum(parts), its), over(found["peak_process_gb"], its)])
+                target = None if its is None else MEMORY[way]
+                rows.append([*row, over(sum(parts), its), over(found["peak_process_gb"], its), target])
     text = (
         "Runtime: what a process holds before it has a model. Tensors: the most that a step holds beside weights, "
         "moments of AdamW and moving average, counted. What the process holds beyond their sum are gaps between "

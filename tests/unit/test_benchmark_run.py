@@ -253,7 +253,8 @@ def test_ratios_and_memory_beside_the_released_code() -> None:
         f"| {MODEL} | 9 | 1.00 | 2.00 | 2.00 | 2.00 | 3.00 | 6.00 | 2.00 | 2.00 | 4.00 | 8.00 | 0.50 |"
         in table
     )
-    assert f"| {MODEL} |  | 0.50 | 1.00 | 1.50 | 3.00 | 4.00 | 8.00 | 0.38 | 0.50 |" in table
+    assert f"| {MODEL} |  | 0.50 | 1.00 | 1.50 | 3.00 | 4.00 | 8.00 | 0.38 | 0.50 | 0.40 |" in table
+    assert f"| {MODEL}, step | 2.50 | 2.00 | 2.00 |" in table
 
 
 @pytest.mark.parametrize("words", [["--fairchem", "a b/python"], ["--fairchem=a b/python"], []])
