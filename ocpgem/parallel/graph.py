@@ -38,6 +38,8 @@ class GraphGroup:
     handle: Any
     sent_bytes: int = field(default=0, compare=False)
     """What this rank has sent to others so far."""
+    sent_messages: int = field(default=0, compare=False)
+    """In how many messages, each to one other rank."""
 
 
 def require_groups(size: int, n_ranks: int) -> None:
@@ -124,6 +126,7 @@ class _Reduce(torch.autograd.Function):
         result = x.clone(memory_format=torch.contiguous_format)
         # A ring sends each byte (n - 1)/n times to be summed and as often to be known to all.
         group.sent_bytes += 2 * (group.size - 1) * result.nbytes // group.size
+        group.sent_messages += 2 * (group.size - 1)
         if group.handle is not None:
             dist.all_reduce(result, group=group.handle)
         return result
@@ -138,6 +141,7 @@ def _all_to_all(x: Tensor, send: tuple[int, ...], receive: tuple[int, ...], grou
     result = x.new_zeros(sum(receive), *x.shape[1:])
     width = x.shape[1:].numel()
     group.sent_bytes += (sum(send) - send[group.rank]) * width * x.element_size()
+    group.sent_messages += group.size - 1
     if group.handle is None:
         return result
     # As bytes: gloo does not know all types.

@@ -26,7 +26,7 @@ from ocpgem.train.batching import Costs, eval_batching, require_work_for_all, tr
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.datasets import edges_to_read, open_data_sets
 from ocpgem.train.engine import import_deepspeed
-from ocpgem.train.scaling import LINKS, Prediction, messages, predict
+from ocpgem.train.scaling import LINKS, Prediction, messages, predict, seconds_within
 from ocpgem.train.step_cost import StepCost, step_cost, validation_bytes
 from ocpgem.train.unusable import leave_out_unusable
 
@@ -174,7 +174,9 @@ def estimate(
         steps_per_epoch=steps.per_epoch,
         seconds_per_step=seconds,
         device=chosen,
-        between_ranks=_between_ranks(config, n_parameters, world_size, chosen, (seconds, steps.unevenness)),
+        between_ranks=_between_ranks(
+            config, n_parameters, world_size, chosen, (seconds, steps.unevenness), (cost, steps.micro_batches)
+        ),
     )
 
 
@@ -217,15 +219,25 @@ def _steps(plan: TrainPlan, world_size: int) -> _Steps:
 
 
 def _between_ranks(
-    config: TrainConfig, n_parameters: int, world_size: int, device: Device, step: tuple[float, float]
+    config: TrainConfig,
+    n_parameters: int,
+    world_size: int,
+    device: Device,
+    step: tuple[float, float],
+    of_group: tuple[StepCost, int],
 ) -> Prediction | None:
-    """How long ranks wait for each other; step: seconds of the mean rank, and the unevenness of the work."""
+    """How long ranks wait for each other.
+
+    step: seconds of the mean rank, and the unevenness of the work; of_group: the largest micro-batch, and how many a
+    step has at most, for what a graph group sends.
+    """
     if device.name not in LINKS:
         return None
     chosen = config.parallel
     sent = messages(n_parameters, chosen.zero_stage, chosen.reduce_bucket, chosen.overlap)
-    seconds, unevenness = step
-    return predict(seconds, sent, world_size, LINKS[device.name], max(0.0, unevenness))
+    (seconds, unevenness), (cost, micro_batches), links = step, of_group, LINKS[device.name]
+    within = micro_batches * seconds_within(cost.sent_bytes, cost.sent_messages, links)
+    return predict(seconds, sent, world_size, links, max(0.0, unevenness), within)
 
 
 def _cost(config: TrainConfig, recipe: Recipe, systems: Any, whole: tuple[Any, Topology]) -> StepCost:
@@ -251,7 +263,8 @@ def _cost(config: TrainConfig, recipe: Recipe, systems: Any, whole: tuple[Any, T
         first, second = getattr(costs[0], name), getattr(costs[1], name)
         return int(first + (second - first) * beyond)
 
-    return StepCost(follow("kept_bytes"), follow("peak_bytes"), follow("flops"))
+    names = ("kept_bytes", "peak_bytes", "flops", "sent_bytes", "sent_messages")
+    return StepCost(**{name: follow(name) for name in names})
 
 
 def _validation(config: TrainConfig, recipe: Recipe, val: dict[str, Dataset], costs: Costs) -> int:
@@ -359,8 +372,9 @@ def as_text(found: Estimate) -> str:
         if waits is None or waits.ranks == 1
         else [
             f"  and between ranks: {1e3 * waits.exposed:.3g} ms a step for gradients and weights, "
-            f"{1e3 * waits.uneven:.3g} ms for the rank with most edges ({1 / waits.efficiency - 1:.1%} more; links as "
-            "assumed in docs/scaling.md)"
+            + (f"{1e3 * waits.within:.3g} ms within graph groups, " if waits.within else "")
+            + f"{1e3 * waits.uneven:.3g} ms for the rank with most edges ({1 / waits.efficiency - 1:.1%} more; "
+            "links as assumed in docs/scaling.md)"
         ]
     )
     unit = "GPU hours" if found.device.memory is not None else "hours of this CPU"

@@ -71,15 +71,17 @@ class Prediction:
     """Of all messages, whether or not anything is computed meanwhile."""
     exposed: float
     """Of the messages, in which nothing is computed."""
+    within: float = 0.0
+    """Of the messages within graph groups, during which nothing is computed either."""
 
     @property
     def seconds(self) -> float:
         """The whole step."""
-        return self.alone + self.uneven + self.exposed
+        return self.alone + self.uneven + self.exposed + self.within
 
     @property
     def efficiency(self) -> float:
-        """Share of the step that a rank alone would need (weak scaling)."""
+        """Share of the step that a rank alone would need for its share of the systems."""
         return self.alone / self.seconds if self.seconds else 1.0
 
 
@@ -107,14 +109,27 @@ def seconds_of(message: Message, ranks: int, links: Links) -> float:
     return rounds * (bandwidth / links.reached + message.calls * hops)
 
 
+def seconds_within(size: int, calls: int, links: Links) -> float:
+    """Time of a rank's messages to others of its graph group, which is within a node: bytes, and how many messages.
+
+    Layers wait for them, so nothing hides them.
+    """
+    return size / links.in_node / links.reached + calls * links.latency_in_node
+
+
 def predict(
-    alone: float, sent: Sequence[Message], ranks: int, links: Links, unevenness: float = 0.0
+    alone: float,
+    sent: Sequence[Message],
+    ranks: int,
+    links: Links,
+    unevenness: float = 0.0,
+    within: float = 0.0,
 ) -> Prediction:
     """A step on `ranks` ranks.
 
-    alone: measured seconds of a step on one rank with its share of the systems (weak scaling). unevenness: the largest
-    share of the work over the mean, minus 1. Messages during the backward pass are hidden by it but for their last
-    bucket.
+    alone: measured seconds of a step on one rank with its share of the systems. unevenness: the largest share of the
+    work over the mean, minus 1. Messages during the backward pass are hidden by it but for their last bucket.
+    within: seconds of messages within graph groups in a step (`seconds_within`).
     """
     slowest = alone * (1 + unevenness)
     exchange = exposed = 0.0
@@ -123,4 +138,4 @@ def predict(
         exchange += seconds
         hidden = min(seconds * (1 - 1 / message.calls), BACKWARD * slowest) if message.during_backward else 0
         exposed += seconds - hidden
-    return Prediction(ranks, alone, slowest - alone, exchange, exposed)
+    return Prediction(ranks, alone, slowest - alone, exchange, exposed, within)

@@ -35,6 +35,8 @@ class StepCost:
     """Operations of all matrix products; a multiplication and an addition are two."""
     sent_bytes: int = 0
     """What a rank sends to others of its graph group."""
+    sent_messages: int = 0
+    """In how many messages, each to one other rank."""
 
 
 class _Counter(LiveMemory):
@@ -80,7 +82,8 @@ def step_cost(
             loss = loss_share(potential(batch, own), batch, config.loss, normalization, counts)
             kept = memory.now
             loss.backward()
-    return StepCost(kept, memory.peak, memory.flops, 0 if graph is None else graph.sent_bytes)
+    sent = (0, 0) if graph is None else (graph.sent_bytes, graph.sent_messages)
+    return StepCost(kept, memory.peak, memory.flops, *sent)
 
 
 def operations_of(call: Callable[[], object]) -> int:

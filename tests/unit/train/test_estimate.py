@@ -131,6 +131,12 @@ def test_waits_between_ranks_are_predicted_for_gpus(data: Path) -> None:
     less = found(8, zero_stage=0).between_ranks
     assert less is not None
     assert less.exchange < eight.between_ranks.exchange
+    assert eight.between_ranks.within == 0
+    grouped = found(8, graph=4)
+    assert grouped.between_ranks is not None
+    assert grouped.between_ranks.within > 0
+    assert " ms within graph groups, " in as_text(grouped)
+    assert "within graph groups" not in as_text(eight)
 
 
 def test_records_that_the_run_skips_are_not_estimated(tmp_path: Path) -> None:

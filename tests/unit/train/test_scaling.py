@@ -5,7 +5,7 @@ from math import inf
 
 import pytest
 
-from ocpgem.train.scaling import BACKWARD, LINKS, Links, messages, predict, seconds_of
+from ocpgem.train.scaling import BACKWARD, LINKS, Links, messages, predict, seconds_of, seconds_within
 
 STEP = 0.4
 LINK = LINKS["A100-80GB"]
@@ -69,3 +69,15 @@ def test_overlap_hides_at_most_the_backward_pass_and_never_the_last_bucket() -> 
 @pytest.mark.parametrize(("bucket", "calls"), [(10**9, 1), (N, 1), (N - 1, 2), (10**6, 40)])
 def test_gradients_go_in_as_many_messages_as_there_are_buckets(bucket: int, calls: int) -> None:
     assert messages(N, 1, bucket)[0].calls == calls
+
+
+def test_messages_within_groups_are_never_hidden_and_do_not_leave_the_node() -> None:
+    within = seconds_within(10**7, 400, LINK)
+    assert within == pytest.approx(10**7 / LINK.in_node / LINK.reached + 400 * LINK.latency_in_node)
+    slower = replace(LINK, between_nodes=1.0, latency_between_nodes=1.0)
+    assert seconds_within(10**7, 400, slower) == within
+    for overlap in (False, True):
+        sent = messages(N, 1, N // 10, overlap)
+        before, after = predict(STEP, sent, 64, LINK), predict(STEP, sent, 64, LINK, within=within)
+        assert after.seconds == pytest.approx(before.seconds + within)
+        assert after.exposed == before.exposed

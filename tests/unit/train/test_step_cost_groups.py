@@ -29,7 +29,9 @@ def test_a_rank_keeps_at_most_its_share_and_a_tenth(variant: str) -> None:
     alone = step_cost(config, batch, topology, Normalization())
     divided = config.model_copy(update={"parallel": config.parallel.model_copy(update={"graph": size})})
     ranks = [step_cost(divided, batch, topology, Normalization(), rank) for rank in range(size)]
-    assert alone.sent_bytes == 0
+    assert alone.sent_bytes == alone.sent_messages == 0
+    assert len({rank.sent_messages for rank in ranks}) == 1
+    assert ranks[0].sent_messages % (size - 1) == 0
     assert max(rank.kept_bytes for rank in ranks) <= 1.1 / size * alone.kept_bytes
     gathered = 2 * config.model.n_blocks * topology.main.n_edges * config.model.edge_dim * 4
     assert 0 < max(rank.sent_bytes for rank in ranks) < gathered * (size - 1) / size
