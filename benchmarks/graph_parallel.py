@@ -1,10 +1,10 @@
 """What a training step keeps and sends where ranks share the edges of a batch, at published sizes.
 
-    python benchmarks/graph_parallel.py            (about 10 minutes on one core, 6 GB)
+    python benchmarks/graph_parallel.py [--out FOLDER]            (about 10 minutes on one core, 6 GB)
 
-Writes results/graph_parallel.md. **Kept and sent**: the model, its loss and gradients run as they are with torch's fake
-tensors, which have sizes and no content, for every rank of groups of 1, 2 and 4; the rank with most counts. One system:
-a copper slab of 96 atoms with CO, as the models are published otherwise.
+Writes graph_parallel.json and graph_parallel.md. **Kept and sent**: the model, its loss and gradients run as they are
+with torch's fake tensors, which have sizes and no content, for every rank of groups of 1, 2 and 4; the rank with most
+counts. One system: a copper slab of 96 atoms with CO, as the models are published otherwise.
 
 **Released scheme**: the edge embeddings that a block makes are gathered by all ranks, and their gradients summed and
 divided: 2 x blocks x edges x edge_dim x 4 bytes x (n - 1)/n from each rank. Its code no longer runs, so this is
@@ -19,7 +19,8 @@ atoms do not allow: of 50 atoms a fourth is 12 or 13, and every process has buff
 
 import os
 
-os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+if __name__ == "__main__":  # not where functions are imported
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
 import argparse
 import ctypes
@@ -39,6 +40,8 @@ import torch
 import torch.distributed as dist
 from ase.build import add_adsorbate, fcc111, molecule
 
+from benchmarks.recorded import RESULTS, shown_machine, write
+from benchmarks.run import machine
 from ocpgem.config import load_config
 from ocpgem.data.dataset import InMemoryDataset
 from ocpgem.data.loader import Recipe
@@ -52,7 +55,6 @@ from ocpgem.train.loss import GlobalCounts, loss_share
 from ocpgem.train.step_cost import step_cost
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = Path(__file__).resolve().parent / "results" / "graph_parallel.md"
 MODELS = {"GemNet-XL": "s2ef/all/gemnet_xl.yml", "GemNet-OC-Large": "s2ef/all/gemnet_OC_large.yml"}
 SIZES = (1, 2, 4)
 COUNTED, MEASURED, WARM_UP = (4, 6, 4), (3, 4, 4), (1, 1, 4)
@@ -91,24 +93,41 @@ def prepared(config: TrainConfig, size: tuple[int, int, int]) -> tuple[Any, Topo
     return recipe.prepare(np.array([0]))
 
 
-def counted(name: str) -> list[str]:
-    """One line of the first table for each size of a group."""
-    config, found, alone = settings_of(name), [], 0
+def counted(name: str) -> list[dict[str, Any]]:
+    """What a rank keeps and sends, for each size of a group."""
+    config, found = settings_of(name), []
     batch, topology = prepared(config, COUNTED)
     for size in SIZES:
         divided = config.model_copy(update={"parallel": config.parallel.model_copy(update={"graph": size})})
         costs = [step_cost(divided, batch, topology, Normalization(), rank) for rank in range(size)]
-        kept, sent = max(cost.kept_bytes for cost in costs), max(cost.sent_bytes for cost in costs)
-        alone = alone or kept
         edges = topology.main.n_edges * config.model.edge_dim * 4
-        released = 2 * config.model.n_blocks * edges * (size - 1) // size
-        less = f"{released / sent:.1f} x" if sent else ""
         found.append(
-            f"| {name} | {topology.main.n_edges:,} | {size} | {kept / 1e9:.3f} | {share(kept, alone, size)} | "
-            f"{sent / 1e6:.1f} | {released / 1e6:.1f} | {less} |"
+            {
+                "model": name,
+                "edges": topology.main.n_edges,
+                "ranks": size,
+                "kept_bytes": max(cost.kept_bytes for cost in costs),
+                "sent_bytes": max(cost.sent_bytes for cost in costs),
+                "sent_messages": max(cost.sent_messages for cost in costs),
+                "released_bytes": 2 * config.model.n_blocks * edges * (size - 1) // size,
+            }
         )
         print(found[-1], flush=True)
     return found
+
+
+def counted_rows(found: list[dict[str, Any]]) -> list[str]:
+    """Lines of the first table."""
+    rows = []
+    for each in found:
+        kept, sent, released = each["kept_bytes"], each["sent_bytes"], each["released_bytes"]
+        less = f"{released / sent:.1f} x" if sent else ""
+        rows.append(
+            f"| {each['model']} | {each['edges']:,} | {each['ranks']} | {kept / 1e9:.3f} | "
+            f"{share(kept, found[0]['kept_bytes'], each['ranks'])} | {sent / 1e6:.1f} | {each['sent_messages']:,} | "
+            f"{released / 1e6:.1f} | {less} |"
+        )
+    return rows
 
 
 def share(part: float, alone: float, size: int) -> str:
@@ -121,18 +140,28 @@ def share(part: float, alone: float, size: int) -> str:
     return f"{part / alone:.3f} | {met} ({1.1 / size:.3f})"
 
 
-def measured(name: str) -> list[str]:
-    """One line of the second table for each size of a group."""
+def measured(name: str) -> list[dict[str, Any]]:
+    """By how much processes grow, for each size of a group."""
     environ = os.environ | dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
     words = [sys.executable, __file__, "--growth", name]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=environ)
-    grown = {int(size): values for size, values in json.loads(done.stdout).items()}
-    edges, alone, found = prepared(settings_of(name), MEASURED)[1].main.n_edges, max(grown[1]), []
-    for size, values in grown.items():
-        each = ", ".join(f"{value / 1e9:.3f}" for value in values)
-        found.append(f"| {name} | {edges:,} | {size} | {each} | {share(max(values), alone, size)} |")
-        print(found[-1], flush=True)
+    edges = prepared(settings_of(name), MEASURED)[1].main.n_edges
+    found = [
+        {"model": name, "edges": edges, "processes": int(size), "grown_bytes": values}
+        for size, values in json.loads(done.stdout).items()
+    ]
+    print(*found, sep="\n", flush=True)
     return found
+
+
+def measured_rows(found: list[dict[str, Any]]) -> list[str]:
+    """Lines of the second table."""
+    rows, alone = [], max(found[0]["grown_bytes"])
+    for each in found:
+        grown = ", ".join(f"{value / 1e9:.3f}" for value in each["grown_bytes"])
+        part = share(max(each["grown_bytes"]), alone, each["processes"])
+        rows.append(f"| {each['model']} | {each['edges']:,} | {each['processes']} | {grown} | {part} |")
+    return rows
 
 
 def growth(name: str) -> dict[int, list[int]]:
@@ -211,28 +240,30 @@ def trim_heap() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--growth", metavar="MODEL", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if arguments.growth is not None:
         print(json.dumps(growth(arguments.growth)))
         return
-    text = "\n".join(
-        [
-            "# Graph groups: memory and communication",
-            "",
-            f"`python benchmarks/graph_parallel.py`; torch {torch.__version__}",
-            "",
-            (__doc__ or "").partition("Writes results/graph_parallel.md. ")[2],
-            "| model | edges | ranks of a group | kept by a rank, GB | of one rank's | at most 1.1/n | "
-            "sent by a rank in a step, MB | released scheme, MB | less by |",
-            "|---|---|---|---|---|---|---|---|---|",
-            *(line for name in MODELS for line in counted(name)),
-            "",
-            "| model | edges | processes | growth of each in a step, GB | largest / one process | at most 1.1/n |",
-            "|---|---|---|---|---|---|",
-            *(line for name in MODELS for line in measured(name)),
-        ]
-    )
-    RESULT.write_text(text + "\n")
+    where = machine("cpu", None)
+    kept, grown = ({name: of(name) for name in MODELS} for of in (counted, measured))
+    text = [
+        "# Graph groups: memory and communication",
+        "",
+        f"{shown_machine(where)}; torch {torch.__version__}",
+        "",
+        (__doc__ or "").partition("Writes graph_parallel.json and graph_parallel.md. ")[2],
+        "| model | edges | ranks of a group | kept by a rank, GB | of one rank's | at most 1.1/n | "
+        "sent by a rank in a step, MB | in messages | released scheme, MB | less by |",
+        "|---" * 10 + "|",
+        *(line for found in kept.values() for line in counted_rows(found)),
+        "",
+        "| model | edges | processes | growth of each in a step, GB | largest / one process | at most 1.1/n |",
+        "|---" * 6 + "|",
+        *(line for found in grown.values() for line in measured_rows(found)),
+    ]
+    record = {"machine": where, "counted": kept, "measured": grown}
+    write(arguments.out, "graph_parallel", record, text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Which settings let which model fit on which GPU: the table of docs/scaling.md, computed by `train --dry-run`.
 
-    python benchmarks/scaling_table.py            (some minutes; writes results/scaling_table.md)
+    python benchmarks/scaling_table.py [--out FOLDER]            (some minutes; writes scaling_table.json and .md)
 
 Systems are copper slabs with CO: a typical one of 98 atoms, one of 226, as large as OC20's largest, and for GemNet-XL
 one of 1,794, larger than any there. Every number is
@@ -19,12 +19,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.graph_parallel import slab
+from benchmarks.recorded import RESULTS, shown_machine, write
+from benchmarks.run import machine
 from ocpgem.cli import main as command_line
 from ocpgem.data.lmdb_store import write_dataset
 from ocpgem.train.estimate import GPUS
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = Path(__file__).resolve().parent / "results" / "scaling_table.md"
 RANKS = 8
 MODELS = {  # configuration and systems per GPU, as published
     "GemNet-dT": ("gemnet_dT.yml", 32),
@@ -53,6 +54,7 @@ CHOICES = {
 }
 """In the order in which to try them, and what to call them."""
 STAGES = (0, 1, 2, 3)
+STAGED = "GemNet-XL, one system, recomputation"
 
 
 def needed(config: str, folder: Path, overrides: str) -> float:
@@ -83,7 +85,8 @@ def first_that_fits(amounts: dict[str, float], capacity: float) -> str:
     return "does not fit"
 
 
-def table(folder: Path) -> list[str]:
+def amounts_of(folder: Path) -> dict[str, dict[str, float]]:
+    """GB of each rank: by model and step of `STEPS`, and by ZeRO stage."""
     write_slabs(folder / "val", (4, 6, 4), 1)
     large = write_slabs(folder / "large", (8, 7, 4), RANKS)
     amounts: dict[str, dict[str, float]] = {}
@@ -98,9 +101,18 @@ def table(folder: Path) -> list[str]:
     amounts["GemNet-XL, 1,794 atoms"] = {
         step: needed("gemnet_xl.yml", huge, STEPS[step][1]) for step in list(CHOICES)[1:]
     }
-    staged = [
-        needed("gemnet_xl.yml", large, f"{ONE} {RECOMPUTED} parallel.zero_stage={stage}") for stage in STAGES
-    ]
+    return amounts | {
+        STAGED: {
+            str(stage): needed("gemnet_xl.yml", large, f"{ONE} {RECOMPUTED} parallel.zero_stage={stage}")
+            for stage in STAGES
+        }
+    }
+
+
+def tables(amounts: dict[str, dict[str, float]]) -> list[str]:
+    """Lines of Markdown."""
+    staged = amounts[STAGED]
+    amounts = {model: found for model, found in amounts.items() if model != STAGED}
     lines = [f"| GB of each of {RANKS} ranks | {' | '.join(STEPS)} |", "|---" * (len(STEPS) + 1) + "|"]
     for model, found in amounts.items():
         lines.append(
@@ -115,25 +127,25 @@ def table(folder: Path) -> list[str]:
     for model, found in amounts.items():
         lines.append(f"| {model} | " + " | ".join(first_that_fits(found, each) for each in capacities) + " |")
     lines += ["", f"| ZeRO stage | {' | '.join(map(str, STAGES))} |", "|---" * (len(STAGES) + 1) + "|"]
-    return [
-        *lines,
-        "| GemNet-XL, one system, recomputation | " + " | ".join(f"{gb:.1f}" for gb in staged) + " |",
-    ]
+    return [*lines, f"| {STAGED} | " + " | ".join(f"{gb:.1f}" for gb in staged.values()) + " |"]
 
 
 def main() -> None:
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments, where = parser.parse_args(), machine("cpu", None)
     with tempfile.TemporaryDirectory() as name:
-        lines = table(Path(name))
-    about = (__doc__ or "").partition("results/scaling_table.md)\n\n")[2]
-    head = ["# What fits on which GPU", "", "`python benchmarks/scaling_table.py`", "", about]
+        amounts = amounts_of(Path(name))
+    about = (__doc__ or "").partition(" and .md)\n\n")[2]
+    head = ["# What fits on which GPU", "", shown_machine(where) + ".", "", about]
     what = [f"- {step}: `{overrides or 'data.batch_size'}`" for step, (_, overrides) in STEPS.items()]
     what[0] = "- as published: 98 atoms a system; systems per GPU: " + ", ".join(
         f"{model} {per_gpu}" for model, (_, per_gpu) in MODELS.items()
     )
-    RESULT.write_text("\n".join([*head, *what, "", *lines]) + "\n")
+    lines = tables(amounts)
+    write(arguments.out, "scaling_table", {"machine": where, "gb": amounts}, [*head, *what, "", *lines])
     print("\n".join(lines))
 
 
