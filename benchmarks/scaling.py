@@ -7,7 +7,14 @@ each), on slabs of 50 atoms with a GemNet-dT of width 64. Writes scaling.json an
 
 **Scaling**: seconds from step to step, the median without the first ones; weak (2 systems a rank) and strong (4 systems
 together, so that 4 ranks have one each). Processes beyond the cores of the machine take turns: "cores allow" is n, at
-most the number of cores, and nothing else may run on them.
+most the number of cores, and nothing else may run on them. "Computing alone" is a forward and a backward pass of 2
+systems a rank, on all ranks at once and without any message, until the last is done.
+
+**Predicted**: steps as `ocpgem.train.scaling` predicts those of GPUs. It is given the step of one rank; the messages of
+ZeRO-1 in one bucket; and the link that explains the seconds of an all-reduce of all gradients, measured by the same
+processes. A rank computes as long as the one rank (weak) or its part of it (strong), times n / min(n, cores) ("from
+cores"), or times what computing alone takes on n ranks over one ("from computing alone"), for processes on one machine
+share caches and memory as well. Left out: that ZeRO-1 divides the optimiser's work, and how unequal systems are.
 
 **Traffic**: collectives of one step are counted where torch hands them to the process group, and matrix products with
 them. Bytes are those of the tensors; "sent" is what a ring sends from each rank: 2 (n - 1)/n of the bytes for an
@@ -18,18 +25,19 @@ the gradients' bytes that are sent before the last matrix product of the step, a
 
 import os
 
-os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if __name__ == "__main__":  # not where functions are imported
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import argparse
 import contextlib
 import io
 import json
-import platform
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -40,21 +48,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.distributed as dist
 
-from benchmarks.speed.process import shown_command
-from benchmarks.speed.structures import slab
+from benchmarks.recorded import RESULTS, shown_machine, write
+from benchmarks.run import machine
+from benchmarks.speed import ranks as side_by_side
+from benchmarks.speed.structures import prepared, slab
 from benchmarks.speed.traffic import CountedTraffic, StepTraffic
 from ocpgem.data.lmdb_store import write_dataset
-from ocpgem.launch.code_version import code_version
 from ocpgem.launch.local import run_local
+from ocpgem.models.potential import Normalization, Potential
 from ocpgem.parallel import group
 from ocpgem.train.callbacks import Callback, Numbers
 from ocpgem.train.config import TrainConfig
+from ocpgem.train.loss import GlobalCounts, loss_share
 from ocpgem.train.run import train
 from ocpgem.train.scaling import messages
 
-ROOT = Path(__file__).resolve().parents[1]
 RANKS, QUICK_RANKS = (1, 2, 4), (1, 2)
 N_ATOMS, N_SYSTEMS, PER_RANK, GLOBAL = 50, 64, 2, 4
+QUICK_ATOMS = 20
 WARM_UP = 2
 COUNTED_STEPS = 3
 
@@ -151,13 +162,29 @@ def traffic_of(config: TrainConfig, run: Path) -> StepTraffic:
 
 def all_reduce_seconds(n_floats: int, repeats: int = 7) -> float:
     """The median time in which the ranks here add up so many numbers."""
-    tensor, found = torch.zeros(n_floats), []
-    for _ in range(repeats):
-        group.barrier()
-        started = time.perf_counter()
-        dist.all_reduce(tensor)
-        found.append(time.perf_counter() - started)
-    return statistics.median(found)
+    tensor = torch.zeros(n_floats)
+    return median_together(lambda: dist.all_reduce(tensor), repeats)
+
+
+def computing_seconds(config: TrainConfig, n_atoms: int, repeats: int) -> float:
+    """The median time in which every rank here computes the gradients of systems of its own, and sends nothing."""
+    systems = [slab(n_atoms, seed) for seed in range(PER_RANK)]
+    batch, topology = prepared(systems, config.model.graph_spec)
+    potential, counts = (
+        Potential(config.model, Normalization()).train(),
+        GlobalCounts(PER_RANK, PER_RANK * n_atoms),
+    )
+
+    def step() -> None:
+        loss_share(potential(batch, topology), batch, config.loss, Normalization(), counts).backward()
+
+    return median_together(step, repeats)
+
+
+def median_together(call: Callable[[], object], repeats: int) -> float:
+    """The median time in which all ranks make a call that they begin at once, the first not counted."""
+    found = [side_by_side.together(call, group.barrier, time.perf_counter) for _ in range(repeats + 1)]
+    return statistics.median(found[1:])
 
 
 def rank_program(out: Path, data: Path, n_steps: int, quick: bool) -> None:
@@ -177,6 +204,7 @@ def rank_program(out: Path, data: Path, n_steps: int, quick: bool) -> None:
         found["traffic"].append(described(case, config, traffic, size))
     found["parameters"] = n_parameters(config.model.model_dump())
     found["all_reduce_s"] = all_reduce_seconds(found["parameters"])
+    found["computing_s"] = computing_seconds(config, QUICK_ATOMS if quick else N_ATOMS, n_steps - WARM_UP - 1)
     if group.is_main():
         (out / f"found{size}.json").write_text(json.dumps(found))
     group.shutdown()
@@ -207,7 +235,7 @@ def measure(n_steps: int, quick: bool) -> dict[int, dict[str, Any]]:
     program = [sys.executable, __file__, "--rank"]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        n_atoms = 20 if quick else N_ATOMS
+        n_atoms = QUICK_ATOMS if quick else N_ATOMS
         write_dataset(folder / "data", (slab(n_atoms, seed) for seed in range(N_SYSTEMS)))
         for size in QUICK_RANKS if quick else RANKS:
             words = [str(folder), str(folder / "data"), str(n_steps), str(int(quick))]
@@ -218,31 +246,16 @@ def measure(n_steps: int, quick: bool) -> dict[int, dict[str, Any]]:
     return found
 
 
-def with_machine(found: dict[int, dict[str, Any]], command: str, load: float) -> dict[str, Any]:
-    """What was found and where."""
-    version = {key: value for key, value in code_version().items() if key != "root"}
-    machine = {"machine": platform.machine(), "cores": os.cpu_count(), "load": load}
-    return {"command": command, **machine, "torch": torch.__version__, **version, "ranks": found}
-
-
 def as_table(result: dict[str, Any]) -> list[str]:
-    """Lines of Markdown: scaling, and the collectives of a step."""
-    found = result["ranks"]
-    alone, cores = found[1], result["cores"]
+    """Lines of Markdown: scaling, the same predicted, and the collectives of a step."""
+    found, cores = result["ranks"], result["machine"]["cores"]
     lines = [
-        f"Load before it began {result['load']:.1f} on {cores} cores; {alone['parameters']:,} parameters.",
+        f"Load before it began {result['machine']['load']:.1f} on {cores} cores; {found[1]['parameters']:,} "
+        "parameters.",
         "",
-        "| ranks | weak: s a step | systems/s, over 1 rank | strong: s a step | steps/s, over 1 rank | cores allow | "
-        "all-reduce of the gradients, ms |",
-        "|---" * 7 + "|",
-    ]
-    for size, each in found.items():
-        weak, strong = size * alone["weak"] / each["weak"], alone["strong"] / each["strong"]
-        lines.append(
-            f"| {size} | {each['weak']:.3f} | {weak:.2f} | {each['strong']:.3f} | {strong:.2f} | "
-            f"{min(size, cores)} | {1e3 * each['all_reduce_s']:.2f} |"
-        )
-    lines += [
+        *side_by_side.scaling_table(found, cores),
+        "",
+        *side_by_side.prediction_table(side_by_side.predicted(found, cores)),
         "",
         "| ranks | exchange | collectives of a step: calls, bytes | agreements | sent by a rank, bytes | formula | "
         "counted / formula | during backward |",
@@ -273,21 +286,18 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="narrow model, 1 and 2 ranks, fewer exchanges")
     parser.add_argument("--steps", type=int, default=12, help="of each timed run (default: 12)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     n_steps = 4 if arguments.quick else arguments.steps
     if n_steps < WARM_UP + 2:
         parser.error(f"--steps: at least {WARM_UP + 2}, of which the first {WARM_UP + 1} do not count")
-    load, command = os.getloadavg()[0], shown_command(sys.argv)
-    result = with_machine(measure(n_steps, arguments.quick), command, load)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "scaling.json").write_text(json.dumps(result, indent=2) + "\n")
-    text = "\n".join(
-        ["# Ranks on one machine", "", f"`{command}`; {result['machine']}, torch {result['torch']}, commit "
-         f"{result['commit']}. {(__doc__ or '').partition('Writes scaling.json and scaling.md.')[2].strip()}", "",
-         *as_table(result)]
-    )  # fmt: skip
-    (arguments.out / "scaling.md").write_text(text + "\n")
+    where = machine("cpu", None)
+    found = measure(n_steps, arguments.quick)
+    steps = side_by_side.predicted(found, where["cores"])
+    result = {"machine": where, "ranks": found, "predicted": side_by_side.as_numbers(steps)}
+    about = (__doc__ or "").partition("Writes scaling.json and scaling.md.")[2].strip()
+    head = ["# Ranks on one machine", "", shown_machine(where) + ".", "", about, ""]
+    write(arguments.out, "scaling", result, [*head, *as_table(result)])
     print("\n".join(as_table(result)))
 
 
