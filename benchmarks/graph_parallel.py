@@ -36,12 +36,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from ase.build import add_adsorbate, fcc111, molecule
 
-from benchmarks.recorded import RESULTS, shown_machine, write
-from benchmarks.run import machine
+from benchmarks.recorded import RESULTS, write
+from benchmarks.speed.machine import as_words, machine
 from ocpgem.config import load_config
 from ocpgem.data.dataset import InMemoryDataset
 from ocpgem.data.loader import Recipe
@@ -245,12 +244,12 @@ def main() -> None:
     if arguments.growth is not None:
         print(json.dumps(growth(arguments.growth)))
         return
-    where = machine("cpu", None)
+    where = machine()
     kept, grown = ({name: of(name) for name in MODELS} for of in (counted, measured))
     text = [
         "# Graph groups: memory and communication",
         "",
-        f"{shown_machine(where)}; torch {torch.__version__}",
+        as_words(where) + ".",
         "",
         (__doc__ or "").partition("Writes graph_parallel.json and graph_parallel.md. ")[2],
         "| model | edges | ranks of a group | kept by a rank, GB | of one rank's | at most 1.1/n | "

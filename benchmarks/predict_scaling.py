@@ -33,11 +33,11 @@ import numpy as np
 
 from benchmarks.balance import N_SYSTEMS, oc20_sizes, over_mean, planned_shares
 from benchmarks.graph_parallel import slab
-from benchmarks.recorded import RESULTS, shown_machine, write
-from benchmarks.run import machine
+from benchmarks.recorded import RESULTS, write
 from benchmarks.scaling import n_parameters
 from benchmarks.scaling_table import MODELS
 from benchmarks.speed.costs import operations
+from benchmarks.speed.machine import as_words, machine
 from ocpgem.config import load_config
 from ocpgem.data.cost import STORED_EDGES, Batching, Budget
 from ocpgem.data.dataset import InMemoryDataset
@@ -279,7 +279,7 @@ def details(models: dict[str, Counted], alone: dict[str, float], found: dict[str
 
 def main() -> None:
     arguments = _arguments()
-    where, gpu = machine("cpu", None), arguments.gpu
+    where, gpu = machine(), arguments.gpu
     models = {name: counted(name) for name in ([arguments.model] if arguments.model else MODELS)}
     alone = {name: arguments.step_seconds or step_seconds(model, gpu) for name, model in models.items()}
     found = {name: scaled(model, alone[name], gpu) for name, model in models.items()}
@@ -290,7 +290,7 @@ def main() -> None:
     print("\n".join(lines))
     if arguments.out is None and (arguments.model or gpu != RECORDED_GPU):
         return  # the record is of all models on this one
-    words = f"{shown_machine(where)}; {gpu}; the step of one GPU is {source}."
+    words = f"{as_words(where)}; {gpu}; the step of one GPU is {source}."
     about = (__doc__ or "").partition("--step-seconds S\n\n")[2]
     title = "# A training step on 8 to 512 GPUs, predicted"
     record = {

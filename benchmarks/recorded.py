@@ -26,15 +26,6 @@ def write(folder: Path, name: str, found: dict[str, Any], lines: Iterable[str]) 
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
-def shown_machine(machine: dict[str, Any]) -> str:
-    """What `benchmarks.run.machine` found, in a few words: the command, where it ran, and the code."""
-    changed = " and changes" if machine["changed"] else ""
-    return (
-        f"`{machine['command']}`; {machine['cores']} cores, load {machine['load']:.1f}, commit "
-        f"{machine['commit']}{changed}"
-    )
-
-
 def tables(text: str) -> dict[str, list[str]]:
     """First row -> all rows, of each table in Markdown."""
     found: list[list[str]] = []

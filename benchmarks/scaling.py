@@ -48,9 +48,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import torch.distributed as dist
 
-from benchmarks.recorded import RESULTS, shown_machine, write
-from benchmarks.run import machine
+from benchmarks.recorded import RESULTS, write
 from benchmarks.speed import ranks as side_by_side
+from benchmarks.speed.machine import as_words, machine
 from benchmarks.speed.structures import prepared, slab
 from benchmarks.speed.traffic import CountedTraffic, StepTraffic
 from ocpgem.data.lmdb_store import write_dataset
@@ -291,12 +291,12 @@ def main() -> None:
     n_steps = 4 if arguments.quick else arguments.steps
     if n_steps < WARM_UP + 2:
         parser.error(f"--steps: at least {WARM_UP + 2}, of which the first {WARM_UP + 1} do not count")
-    where = machine("cpu", None)
+    where = machine()
     found = measure(n_steps, arguments.quick)
     steps = side_by_side.predicted(found, where["cores"])
     result = {"machine": where, "ranks": found, "predicted": side_by_side.as_numbers(steps)}
     about = (__doc__ or "").partition("Writes scaling.json and scaling.md.")[2].strip()
-    head = ["# Ranks on one machine", "", shown_machine(where) + ".", "", about, ""]
+    head = ["# Ranks on one machine", "", as_words(where) + ".", "", about, ""]
     write(arguments.out, "scaling", result, [*head, *as_table(result)])
     print("\n".join(as_table(result)))
 

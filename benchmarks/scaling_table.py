@@ -19,8 +19,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.graph_parallel import slab
-from benchmarks.recorded import RESULTS, shown_machine, write
-from benchmarks.run import machine
+from benchmarks.recorded import RESULTS, write
+from benchmarks.speed.machine import as_words, machine
 from ocpgem.cli import main as command_line
 from ocpgem.data.lmdb_store import write_dataset
 from ocpgem.train.estimate import GPUS
@@ -135,11 +135,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments, where = parser.parse_args(), machine("cpu", None)
+    arguments, where = parser.parse_args(), machine()
     with tempfile.TemporaryDirectory() as name:
         amounts = amounts_of(Path(name))
     about = (__doc__ or "").partition(" and .md)\n\n")[2]
-    head = ["# What fits on which GPU", "", shown_machine(where) + ".", "", about]
+    head = ["# What fits on which GPU", "", as_words(where) + ".", "", about]
     what = [f"- {step}: `{overrides or 'data.batch_size'}`" for step, (_, overrides) in STEPS.items()]
     what[0] = "- as published: 98 atoms a system; systems per GPU: " + ", ".join(
         f"{model} {per_gpu}" for model, (_, per_gpu) in MODELS.items()
