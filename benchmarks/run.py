@@ -16,7 +16,8 @@ is their own. Options:
 
 Our usual step and forward pass and, beside them, those of the released code are measured --rounds times in turns;
 medians and the best of all turns are shown; other ways of computing a step are measured once. What is done is written
-after every model and every other part. Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py.
+after every model and every other part. Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py,
+which write records of their own as well.
 --quick: one small system, one repetition, a few points, to see in minutes that everything runs.
 """
 
@@ -107,7 +108,7 @@ def measure_the_rest(arguments: argparse.Namespace, result: dict[str, Any]) -> N
         ("loader", "loader_throughput", released_loader),
         ("ranks", "scaling", ()),
     ):
-        found = attempt(result, part, of_program, program, arguments.quick, *options)
+        found = attempt(result, part, of_program, program, arguments.out, arguments.quick, *options)
         if found is not None:
             result[part] = found
             write(result, arguments.out)

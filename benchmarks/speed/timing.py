@@ -4,7 +4,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -110,15 +109,14 @@ def at_point(
     }
 
 
-def of_program(name: str, quick: bool, *options: str) -> dict[str, Any]:
-    """What another benchmark, a file beside run.py, writes as JSON; raises NotMeasuredError if it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, f"benchmarks/{name}.py", "--out", folder, *options]
-        command += ["--quick"] if quick else []
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise NotMeasuredError(done.stderr.strip() or f"{command[1]} ended with code {done.returncode}")
-        found: dict[str, Any] = json.loads((Path(folder) / f"{name}.json").read_text())
+def of_program(name: str, folder: Path, quick: bool, *options: str) -> dict[str, Any]:
+    """What another benchmark, a file beside run.py, writes into the folder; raises NotMeasuredError if it fails."""
+    command = [sys.executable, f"benchmarks/{name}.py", "--out", str(folder.resolve()), *options]
+    command += ["--quick"] if quick else []
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise NotMeasuredError(done.stderr.strip() or f"{command[1]} ended with code {done.returncode}")
+    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
     return found
 
 
