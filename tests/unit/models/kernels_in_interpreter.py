@@ -78,12 +78,9 @@ def sums(dtype: torch.dtype) -> dict[str, float]:
 
 def derivatives() -> dict[str, float]:
     """First and second derivatives against differences of values; 0 if they agree, for gradcheck raises else."""
-    y, x = random(1, 2, 4).requires_grad_(), random(1, 2, 2).requires_grad_()
-    of_atom = random(1, 4, 2).requires_grad_()
+    y, x = random(1, 2, 6).requires_grad_(), random(1, 2, 2).requires_grad_()
+    of_atom = random(1, 6, 2).requires_grad_()
     u, base = random(3).requires_grad_(), random(3).requires_grad_()
-
-    def reading(y: Tensor, of_atom: Tensor) -> Tensor:
-        return read(y, of_atom, 2)
 
     def activation(u: Tensor, base: Tensor) -> Tensor:
         return silu_sum(u, 1.3, base, 0.7)
@@ -92,7 +89,7 @@ def derivatives() -> dict[str, float]:
         (first,) = torch.autograd.grad(silu_sum(u, 1.0).pow(2).sum(), u, create_graph=True)
         return torch.autograd.grad(first.pow(2).sum(), u, create_graph=True)[0]
 
-    functions = ((accumulate, (y, x)), (reading, (y, of_atom)), (activation, (u, base)), (thirdly, (u,)))
+    functions = ((accumulate, (y, x)), (read, (y, of_atom)), (activation, (u, base)), (thirdly, (u,)))
     for function, inputs in functions:
         assert gradcheck(function, inputs)
         assert gradgradcheck(function, inputs)
@@ -180,7 +177,9 @@ def main() -> None:
     for case, wanted in (
         ("gemnet_dT", direct),
         ("gemnet_T", by_gradients),
-        ("gemnet_OC", direct),
+        ("gemnet_Q", by_gradients),
+        ("gemnet_OC", direct | {"launch_weigh"}),  # its sums over atoms, by radial functions that are trained
+        ("gemnet_OC gradient", by_gradients),
     ):
         found |= model(case, wanted)
     sys.stdout.write(json.dumps(found))

@@ -32,7 +32,9 @@ def assert_equal_to_torch(device: str, variables: Mapping[str, str]) -> None:
     done = python("-m", "tests.unit.models.kernels_in_interpreter", device, **variables)
     assert done.returncode == 0, done.stderr
     found: dict[str, float] = json.loads(done.stdout)
-    assert {"gemnet_dT", "gemnet_T", "gemnet_OC", "derivatives"} <= set(found)
+    assert {"gemnet_dT", "gemnet_T", "gemnet_Q", "gemnet_OC", "gemnet_OC gradient", "derivatives"} <= set(
+        found
+    )
     limits = {"float32": 1e-6, "bfloat16": 2**-6}
     for check, difference in found.items():
         assert difference <= next((limits[dtype] for dtype in limits if dtype in check), 1e-13), check
