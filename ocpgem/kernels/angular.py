@@ -7,9 +7,10 @@ n_edges, n_degrees, channels], the trilinear form
 
 has the derivatives `read` (by G), `accumulate` (by D) and `weigh` (by Y). Each is linear in its two arguments, so the
 derivatives of the three are the three again, any number of times (spec/density.md A). Function k has the degree
-floor(sqrt(k)), as spherical harmonics have; with n_degrees = 1 all have the degree 0.
+floor(sqrt(k)), as spherical harmonics have (the highest may lack some); with n_degrees = 1 all have the degree 0.
 """
 
+from math import isqrt
 from typing import Any
 
 import torch
@@ -29,13 +30,13 @@ def accumulate(weights: Tensor, x: Tensor) -> Tensor:
     return found
 
 
-def read(weights: Tensor, density: Tensor, n_spherical: int) -> Tensor:
+def read(weights: Tensor, density: Tensor) -> Tensor:
     """What each edge reads of the density of its atom, the functions of each degree by themselves.
 
-    weights: [n_atoms, n_edges, n_spherical^2], density: [n_atoms, n_spherical^2, channels].
-    Returns [n_atoms, n_edges, n_spherical, channels]; else as `accumulate`.
+    weights: [n_atoms, n_edges, n_functions], density: [n_atoms, n_functions, channels].
+    Returns [n_atoms, n_edges, n_degrees, channels], n_degrees = ceil(sqrt(n_functions)); else as `accumulate`.
     """
-    found: Tensor = _Read.apply(weights, density, n_spherical)
+    found: Tensor = _Read.apply(weights, density, 1 + isqrt(weights.shape[2] - 1))
     return found
 
 

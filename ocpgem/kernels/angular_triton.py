@@ -69,8 +69,8 @@ def _sum_type(out: Tensor) -> object:
 
 @triton.jit
 def _functions_of(degree, n_functions, n_degrees: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The first function of a degree, and the one behind its last."""
-    first, end = degree * degree, (degree + 1) * (degree + 1)
+    """The first function of a degree, and the one behind its last; the highest degree may lack some."""
+    first, end = degree * degree, tl.minimum((degree + 1) * (degree + 1), n_functions)
     if n_degrees == 1:
         first, end = degree, n_functions
     return first, end

@@ -7,6 +7,7 @@ torch differentiates SiLU twice, but takes its derivative apart for that, into o
 they compute. Models whose forces are gradients differentiate every activation twice.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -63,14 +64,9 @@ def silu_terms(
     if out is None:
         dtype = x.dtype if base is None else torch.promote_types(x.dtype, base.dtype)
         out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    known = order <= _HIGHEST and (base is None or len(factors) < 2)
-    if known and _use_native(x, *factors, base, out):
-        native.silu(x, factors, base, order, alpha, scale, out)
-    elif known and use_triton(x) and out.is_contiguous():
-        from ocpgem.kernels.silu_triton import launch_silu
-
-        factor = factors[0] if len(factors) == 1 else factors[0] * factors[1] if factors else None
-        launch_silu(x, factor, base, order, alpha, scale, out)
+    known = order <= _HIGHEST and (base is None or len(factors) < 2) and out.is_contiguous()
+    if known and (kernels := _kernels(x, *factors, base, out)):
+        kernels.silu(x, factors, base, order, alpha, scale, out)
     else:
         _in_torch(x, factors, base, order, alpha, scale, out)
     return out
@@ -78,22 +74,34 @@ def silu_terms(
 
 def silu_and_gradient(x: Tensor, grad: Tensor, base: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """SiLU(x), and grad * SiLU'(x) + base, of the dtype of x; without autograd."""
-    if _use_native(x, grad, base):
-        return native.silu_and_gradient(x, grad, base)
+    if kernels := _kernels(x, grad, base):
+        return kernels.silu_and_gradient(x, grad, base)
     return silu_terms(x), silu_terms(x, (grad,), base, order=1, out=torch.empty_like(x))
 
 
 def silu_tangents(x: Tensor, tangent: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """tangent * SiLU'(x), tangent * grad * SiLU''(x), and grad * SiLU'(x); may overwrite tangent; without autograd."""
-    if _use_native(x, tangent, grad):
-        return native.silu_tangents(x, tangent, grad)
+    if kernels := _kernels(x, tangent, grad):
+        return kernels.silu_tangents(x, tangent, grad)
     slope, bend = two_derivatives(x)
     return tangent * slope, tangent.mul_(grad).mul_(bend), slope.mul_(grad)
 
 
-def _use_native(x: Tensor, *others: Tensor | None) -> bool:
-    alike = all(other is None or (other.shape == x.shape and other.is_contiguous()) for other in others)
-    return alike and x.is_contiguous() and use_native(x, *others)
+def _kernels(x: Tensor, *others: Tensor | None) -> ModuleType | None:
+    """What computes SiLU of these tensors in one pass: `native` or `silu_triton`, which have the same functions.
+
+    None where that is left to torch, which also says what is wrong with unequal shapes.
+    """
+    given = [x, *(other for other in others if other is not None)]
+    if any(tensor.shape != x.shape for tensor in given):
+        return None
+    if use_native(*given) and all(tensor.is_contiguous() for tensor in given):
+        return native
+    if use_triton(x):
+        from ocpgem.kernels import silu_triton
+
+        return silu_triton
+    return None
 
 
 class _SiluSum(torch.autograd.Function):

@@ -6,6 +6,7 @@ from ocpgem.graph.topology import EdgeSet, Topology
 from ocpgem.models.gemnet.bases import TripletBasis
 from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import AtomAtomConfig, AtomEdgeConfig, GemNetConfig
+from ocpgem.models.gemnet.densities import density
 from ocpgem.models.gemnet.edge_ops import (
     from_source,
     gather_sources,
@@ -16,7 +17,7 @@ from ocpgem.models.gemnet.edge_ops import (
 )
 from ocpgem.models.gemnet.fit_counts import mixed_triplets_per_edge
 from ocpgem.models.gemnet.layers import Dense, float32_region
-from ocpgem.models.gemnet.products import product, transposed_product
+from ocpgem.models.gemnet.products import product
 from ocpgem.models.gemnet.triplets import Bilinear, EdgeMessages, EdgeUpdate, read_density
 
 
@@ -129,5 +130,5 @@ class AtomAtomInteraction(nn.Module):
         """h [n_atoms, atom_dim], radial [n_atoms, max_degree, radial_dim] -> [n_atoms, atom_dim]."""
         x = from_source(gather_sources(self.down(h), edges), edges)  # [n_edges, in_dim]
         with float32_region(x):
-            summed = transposed_product(radial, pad_by_target(x.to(radial.dtype), edges))
+            summed = density(radial, pad_by_target(x.to(radial.dtype), edges))
         return self.up(self.bilinear(summed, x))

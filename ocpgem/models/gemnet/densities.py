@@ -19,18 +19,18 @@ def density(weights: Tensor, x: Tensor) -> Tensor:
 def read_degrees(weights: Tensor, density: Tensor, n_spherical: int) -> list[Tensor]:
     """Per degree l, spherical harmonics times the density: [n, n_edges, channels] each.
 
-    weights: [n, n_edges, n_spherical^2], density: [n, n_spherical^2, channels]; more functions behind those are left.
+    weights: [n, n_edges, n_functions], density: [n, n_functions, channels], n_functions >= n_spherical^2. Up to
+    2 n_spherical + 1 functions behind the harmonics are read together, as those of one more degree.
     """
-    n = n_spherical**2
     if use_triton(density) and density.dtype == weights.dtype:
         from ocpgem.kernels.angular import read
 
-        return list(torch.unbind(read(weights[:, :, :n], density[:, :n], n_spherical), dim=2))
+        return list(torch.unbind(read(weights, density), dim=2))
     sizes = [2 * degree + 1 for degree in range(n_spherical)]
-    rest = [weights.shape[2] - n] if weights.shape[2] > n else []
+    if more := weights.shape[2] - n_spherical**2:
+        sizes.append(more)
     # Split, not sliced: the gradient of a slice is a tensor of the size of the whole, and of a split one for all parts.
-    of_weights, of_density = weights.split([*sizes, *rest], 2), density.split([*sizes, *rest], 1)
     return [
         product(weight, own)
-        for weight, own in zip(of_weights[:n_spherical], of_density[:n_spherical], strict=True)
+        for weight, own in zip(weights.split(sizes, 2), density.split(sizes, 1), strict=True)
     ]

@@ -14,7 +14,7 @@ from ocpgem.models.gemnet.basis import circular_harmonics, scaled_harmonics, sel
 from ocpgem.models.gemnet.densities import density, read_degrees
 from ocpgem.models.gemnet.edge_ops import stack, unpad
 from ocpgem.models.gemnet.geometry import Geometry, PlaneSide, pad_by_main, pad_by_middle, plane_side
-from ocpgem.models.gemnet.products import product, transposed_product
+from ocpgem.models.gemnet.products import product
 
 
 @dataclass
@@ -71,18 +71,17 @@ class LegendreAngles:
         assert tables is not None
         n, n_edges = self.n_spherical, topology.main.n_edges
         table = pad_by_main(self._sum_inner(x, tables), tables.outer, n_edges)
-        summed = transposed_product(self.outer_polar, table.flatten(2))  # [n_edges, n, n * channels]
+        summed = density(self.outer_polar, table.flatten(2))  # [n_edges, n, n * channels]
         return product(spherical, summed.view(n_edges, n * n, x.shape[2]))
 
     def _sum_inner(self, x: Tensor, tables: Quadruplets) -> Tensor:
         """For each row (c -> a, b -> a) the sum over d: [n_outer, n_spherical, channels]."""
         n = self.n_spherical
         of_middle = density(self.inner_plane, x)  # [n_middle, n^2 + 2, channels]
-        reader = self.outer_plane  # [n_middle, max_outer, n^2 + 2]
-        right_angle = product(reader[:, :, n**2 :], of_middle[:, n**2 :])
+        *of_degrees, right_angle = read_degrees(self.outer_plane, of_middle, n)
         per_degree = [
             torch.add(read, right_angle, alpha=value) if value else read
-            for read, value in zip(read_degrees(reader, of_middle, n), _right_angle_values(n), strict=True)
+            for read, value in zip(of_degrees, _right_angle_values(n), strict=True)
         ]
         rows = unpad(stack(per_degree, dim=2), tables.outer.slot)
         of_inner = unpad(x, tables.inner.slot).index_select(0, tables.excluded_inner)

@@ -7,8 +7,9 @@ On the CPU, TRITON_INTERPRET=1 has to be set, which Triton reads when it is impo
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,12 @@ from torch.autograd import gradcheck, gradgradcheck
 from ocpgem import kernels
 from ocpgem.kernels import angular, silu_triton
 from ocpgem.kernels.angular import accumulate, read
-from ocpgem.models.gemnet.activation import silu_sum
+from ocpgem.models.gemnet.activation import silu_and_gradient, silu_sum, silu_tangents, silu_terms
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.densities import density, read_degrees
 from tests.structures import case_config, random_potential, random_slabs, topology_of
 
+Result = TypeVar("Result")
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 LAUNCHES: set[str] = set()
 """The kernels that were started."""
@@ -31,10 +33,9 @@ LAUNCHES: set[str] = set()
 def notice(module: ModuleType, name: str) -> None:
     launch = getattr(module, name)
 
-    def noticing(*arguments: object) -> Tensor:
+    def noticing(*arguments: object) -> object:
         LAUNCHES.add(name)
-        found: Tensor = launch(*arguments)
-        return found
+        return launch(*arguments)
 
     setattr(module, name, noticing)
 
@@ -51,7 +52,7 @@ def random(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, device=DEVICE).to(dtype)
 
 
-def by_torch(call: Callable[[], Tensor]) -> Tensor:
+def by_torch(call: Callable[[], Result]) -> Result:
     with kernels.torch_only():
         return call()
 
@@ -77,12 +78,9 @@ def sums(dtype: torch.dtype) -> dict[str, float]:
 
 def derivatives() -> dict[str, float]:
     """First and second derivatives against differences of values; 0 if they agree, for gradcheck raises else."""
-    y, x = random(1, 2, 4).requires_grad_(), random(1, 2, 2).requires_grad_()
-    of_atom = random(1, 4, 2).requires_grad_()
+    y, x = random(1, 2, 6).requires_grad_(), random(1, 2, 2).requires_grad_()
+    of_atom = random(1, 6, 2).requires_grad_()
     u, base = random(3).requires_grad_(), random(3).requires_grad_()
-
-    def reading(y: Tensor, of_atom: Tensor) -> Tensor:
-        return read(y, of_atom, 2)
 
     def activation(u: Tensor, base: Tensor) -> Tensor:
         return silu_sum(u, 1.3, base, 0.7)
@@ -91,7 +89,7 @@ def derivatives() -> dict[str, float]:
         (first,) = torch.autograd.grad(silu_sum(u, 1.0).pow(2).sum(), u, create_graph=True)
         return torch.autograd.grad(first.pow(2).sum(), u, create_graph=True)[0]
 
-    functions = ((accumulate, (y, x)), (reading, (y, of_atom)), (activation, (u, base)), (thirdly, (u,)))
+    functions = ((accumulate, (y, x)), (read, (y, of_atom)), (activation, (u, base)), (thirdly, (u,)))
     for function, inputs in functions:
         assert gradcheck(function, inputs)
         assert gradgradcheck(function, inputs)
@@ -107,7 +105,7 @@ def activations() -> dict[str, float]:
         (torch.bfloat16, torch.float32),
     ):
         p, q = u.to(of_u), base.to(of_base)
-        found[f"activation {of_u}"] = difference(
+        found[f"activation of {of_u} in {of_base}"] = difference(
             silu_sum(p, 1.3, q, 0.7), 0.7 * (q + 1.3 * F.silu(p.to(of_base)))
         )
     transposed = u.t()
@@ -116,7 +114,31 @@ def activations() -> dict[str, float]:
     return found
 
 
-def model(case: str) -> dict[str, float]:
+def passes(dtype: torch.dtype) -> dict[str, float]:
+    """What is computed of SiLU without autograd, several results in one pass, some where an argument was."""
+    x, one, other = (3 * random(700, 3, dtype=dtype) for _ in range(3))
+    found = {}
+
+    def all_terms() -> list[Tensor]:
+        made = [silu_terms(x, (one, other), order=order, alpha=1.3) for order in range(4)]
+        made += [silu_terms(x, (one,), other, order=order, scale=0.7, out=one.clone()) for order in range(4)]
+        return [*made, silu_terms(x, (overwritten := one.clone(),), order=1, out=overwritten)]
+
+    calls: dict[str, Callable[[], Sequence[Tensor]]] = {
+        "terms": all_terms,
+        "gradient": lambda: silu_and_gradient(x, one),
+        "gradient and base": lambda: silu_and_gradient(x, one, other),
+        "tangents": lambda: silu_tangents(x, one.clone(), other),
+        "tangents, strided": lambda: silu_tangents(x.t(), one.t().clone(), other.t()),
+        "tangents, empty": lambda: silu_tangents(x[:0], one[:0], other[:0]),
+    }
+    for name, call in calls.items():
+        pairs = zip(call(), by_torch(call), strict=True)
+        found[f"{name}, {dtype}"] = max(difference(ours, theirs) for ours, theirs in pairs)
+    return found
+
+
+def model(case: str, wanted: set[str]) -> dict[str, float]:
     """Energies, forces and the gradients of all weights; gradient forces need second derivatives for those."""
     potential = random_potential(_smallest(case)).to(DEVICE).train()
     batch = random_slabs((4,))
@@ -133,7 +155,7 @@ def model(case: str) -> dict[str, float]:
 
     LAUNCHES.clear()
     found = difference(outputs(), by_torch(outputs))
-    assert {"launch_accumulate", "launch_read", "launch_silu"} <= LAUNCHES, LAUNCHES
+    assert wanted == LAUNCHES
     return {case: found}
 
 
@@ -145,10 +167,21 @@ def main() -> None:
     torch.manual_seed(0)
     for name in ("launch_accumulate", "launch_read", "launch_weigh"):
         notice(angular, name)
-    notice(silu_triton, "launch_silu")
+    for name in ("silu", "silu_and_gradient", "silu_tangents"):
+        notice(silu_triton, name)
     found = sums(torch.float64) | sums(torch.float32) | activations() | derivatives()
-    for case in ("gemnet_dT", "gemnet_T", "gemnet_OC"):
-        found |= model(case)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        found |= passes(dtype)
+    direct = {"launch_accumulate", "launch_read", "silu", "silu_and_gradient"}
+    by_gradients = direct | {"launch_weigh", "silu_tangents"}
+    for case, wanted in (
+        ("gemnet_dT", direct),
+        ("gemnet_T", by_gradients),
+        ("gemnet_Q", by_gradients),
+        ("gemnet_OC", direct | {"launch_weigh"}),  # its sums over atoms, by radial functions that are trained
+        ("gemnet_OC gradient", by_gradients),
+    ):
+        found |= model(case, wanted)
     sys.stdout.write(json.dumps(found))
 
 
