@@ -63,7 +63,15 @@ fairchem's GemNet-OC can be: its triplets and quadruplets alone."""
 MOLECULE_MODELS = ("TUM GemNet-T", "TUM GemNet-Q", "GemNet-Q in the OC code")
 LARGE_MODELS = ("GemNet-OC-Large", "GemNet-XL", "GemNet-Q in the OC code")
 """Beside the released code, two systems of these need more than 24 GB."""
-GUARDED = ("GemNet-dT", "GemNet-OC", "TUM GemNet-T", "TUM GemNet-Q")
+GUARDED = (
+    "GemNet-dT",
+    "GemNet-OC",
+    "TUM GemNet-T",
+    "TUM GemNet-Q",
+    "GemNet-T (gradient forces)",
+    "GemNet-OC-Large",
+    "GemNet-XL",
+)
 
 
 NO_KERNELS = ("empty", "new_empty", "promote_types", "result_type")

@@ -8,6 +8,7 @@ On the CPU, TRITON_INTERPRET=1 has to be set, which Triton reads when it is impo
 import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import TypeVar
 
@@ -17,11 +18,14 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from ocpgem import kernels
+from ocpgem.graph.buckets import Buckets
+from ocpgem.graph.topology import Topology
 from ocpgem.kernels import angular, silu_triton
 from ocpgem.kernels.angular import accumulate, read
 from ocpgem.models.gemnet.activation import silu_and_gradient, silu_sum, silu_tangents, silu_terms
 from ocpgem.models.gemnet.config import GemNetConfig
 from ocpgem.models.gemnet.densities import density, read_degrees
+from ocpgem.train.host_waits import HostWaits
 from tests.structures import case_config, random_potential, random_slabs, topology_of
 
 Result = TypeVar("Result")
@@ -139,24 +143,34 @@ def passes(dtype: torch.dtype) -> dict[str, float]:
 
 
 def model(case: str, wanted: set[str]) -> dict[str, float]:
-    """Energies, forces and the gradients of all weights; gradient forces need second derivatives for those."""
+    """Energies, forces and the gradients of all weights; gradient forces need second derivatives for those.
+
+    Also of a batch that is filled up. Nothing in them may let the host wait for a GPU.
+    """
     potential = random_potential(_smallest(case)).to(DEVICE).train()
     batch = random_slabs((4,))
-    topology = topology_of(batch, potential.graph_spec).to(torch.device(DEVICE))
+    topology = topology_of(batch, potential.graph_spec)
     for name, value in vars(batch).items():
         setattr(batch, name, value.to(DEVICE))
 
-    def outputs() -> Tensor:
+    def outputs(topology: Topology) -> Tensor:
         potential.zero_grad()
         predicted = potential(batch, topology)
         (predicted.energy.sum() + predicted.forces.pow(2).sum()).backward()
         of_weights = [p.grad.flatten() for p in potential.parameters() if p.grad is not None]
         return torch.cat([predicted.energy.detach(), predicted.forces.detach().flatten(), *of_weights])
 
-    LAUNCHES.clear()
-    found = difference(outputs(), by_torch(outputs))
-    assert wanted == LAUNCHES
-    return {case: found}
+    found = {}
+    for what, on_host in ((case, topology), (f"{case}, filled up", Buckets().pad(topology))):
+        each = on_host.to(torch.device(DEVICE))
+        expected = by_torch(partial(outputs, each))  # now there are the tables made once for each device
+        LAUNCHES.clear()
+        with HostWaits() as waits:
+            ours = outputs(each)
+        found[what] = difference(ours, expected)
+        assert wanted == LAUNCHES
+        assert not waits.found, waits.found
+    return found
 
 
 def _smallest(case: str) -> GemNetConfig:

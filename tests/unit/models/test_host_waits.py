@@ -1,7 +1,8 @@
 """The host never waits for the device in a forward or backward pass, by inspection of all operations and on a GPU."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ocpgem import kernels
+from ocpgem.graph.buckets import Buckets
 from ocpgem.graph.topology import Topology
+from ocpgem.kernels import native
+from ocpgem.models.gemnet.in_blocks import rows_as_on_gpu
 from ocpgem.models.normalization import Normalization
 from ocpgem.models.potential import Potential
 from ocpgem.train.host_waits import HostWaits, count_host_waits
@@ -24,6 +29,16 @@ OTHER_CHOICES: dict[str, dict[str, Any]] = {
 }
 """What the forward pass may do besides."""
 WEIGHTS = tiny_config().loss
+
+
+@pytest.fixture(params=["torch", "native"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What computes: torch's kernels and all rows together, which is what a GPU does, or what a CPU does."""
+    if request.param == "native" and native.library()[0] is None:
+        pytest.skip(native.library()[1])
+    monkeypatch.setattr(kernels, "BACKEND", request.param)
+    with rows_as_on_gpu() if request.param == "torch" else nullcontext():
+        yield request.param
 
 
 def labelled_slabs() -> SimpleNamespace:
@@ -48,9 +63,13 @@ def step(potential: Potential, batch: Any, topology: Topology) -> Tensor:
     return loss
 
 
-def waits_of_a_step(potential: Potential) -> dict[str, int]:
+def waits_of_a_step(potential: Potential, filled: bool = False) -> dict[str, int]:
+    """filled: the batch is filled up with ghosts."""
     batch = labelled_slabs()
     topology = topology_of(batch, potential.graph_spec)
+    if filled:
+        topology = Buckets().pad(topology)
+        assert topology.padding is not None
     step(potential, batch, topology)  # tables that are made once, for each device, are there now
     potential.zero_grad()
     found = count_host_waits(lambda: step(potential, batch, topology))
@@ -58,21 +77,22 @@ def waits_of_a_step(potential: Potential) -> dict[str, int]:
     return dict(found)
 
 
+@pytest.mark.parametrize("filled", [False, True], ids=["as it is", "filled up"])
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_never_waits_for_the_device(case: str) -> None:
-    assert waits_of_a_step(with_element_energies(case)) == {}
+def test_a_step_never_waits_for_the_device(case: str, filled: bool, path: str) -> None:
+    assert waits_of_a_step(with_element_energies(case), filled) == {}
 
 
 @pytest.mark.parametrize("case", OTHER_CHOICES)
 @pytest.mark.parametrize("how", ["plain", "bf16", "activation_checkpointing"])
-def test_other_ways_to_compute_it_do_not_wait_either(case: str, how: str) -> None:
+def test_other_ways_to_compute_it_do_not_wait_either(case: str, how: str, path: str) -> None:
     potential = with_element_energies(case, **OTHER_CHOICES[case])
     potential.train_in_bf16 = how == "bf16"
     potential.model.checkpoint_activations = how == "activation_checkpointing"
     assert waits_of_a_step(potential) == {}
 
 
-def test_evaluation_does_not_wait_either() -> None:
+def test_evaluation_does_not_wait_either(path: str) -> None:
     for case in ("gemnet_T", "gemnet_dT", "gemnet_OC"):
         potential, batch = with_element_energies(case).eval(), labelled_slabs()
         topology = topology_of(batch, potential.graph_spec)
