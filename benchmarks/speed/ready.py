@@ -11,7 +11,7 @@ from benchmarks.speed.structures import prepared
 from ocpgem.graph.buckets import Buckets
 from ocpgem.graph.topology import Topology
 from ocpgem.models.potential import Normalization, Potential, Predictions
-from ocpgem.parallel.device import keep_freed_memory
+from ocpgem.parallel.device import manage_freed_memory
 from ocpgem.train.compiling import compile_blocks, compile_full
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.ema import ExponentialMovingAverage
@@ -69,7 +69,7 @@ def ready(
     config = config_of(model, way)
     set_precision(config, torch.device(device))
     if device == "cpu" and not hand_back:
-        keep_freed_memory()
+        manage_freed_memory(spare_memory=config.activation_checkpointing)
     batch, topology = prepared(systems_of(model, sizes), config.model.graph_spec)
     potential = potential_of(model, device)
     potential.train_in_bf16 = config.precision == "bf16"

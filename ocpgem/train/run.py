@@ -81,7 +81,7 @@ def train(
         stop = StopRequest()
         with stop.listening():
             return train(config, run_path, stop, callbacks)
-    device = set_up_device()
+    device = set_up_device(spare_memory=config.activation_checkpointing)
     # The watchdog, which knows more, must be the first to lose patience.
     group.init_from_environment(device, timedelta(seconds=2 * config.faults.hang_seconds + 60))
     try:
