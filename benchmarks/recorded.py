@@ -1,9 +1,10 @@
 """Records of benchmarks, and the tables of a document that are copied from them.
 
-    python benchmarks/recorded.py docs/scaling.md
+    python benchmarks/recorded.py docs/scaling.md scaling predict_scaling scaling_table
+    python benchmarks/recorded.py docs/performance.md speed
 
-gives every table of the document that a record below benchmarks/results has, too (known by its first row), the rows of
-that record.
+gives every table of the document that one of these records below benchmarks/results has, too (known by its first row),
+the rows of that record.
 """
 
 import argparse
@@ -53,8 +54,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("document", type=Path)
-    document = parser.parse_args().document
-    records = (file.read_text() for file in sorted(RESULTS.glob("*.md")))
+    parser.add_argument(
+        "records", nargs="+", metavar="RECORD", help="a name in benchmarks/results, without .md"
+    )
+    arguments = parser.parse_args()
+    document = arguments.document
+    records = ((RESULTS / f"{name}.md").read_text() for name in arguments.records)
     document.write_text(with_recorded_tables(document.read_text(), records))
 
 

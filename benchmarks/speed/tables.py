@@ -119,7 +119,7 @@ def _steps(result: dict[str, Any]) -> list[str]:
     labels = {"highest": "", "plain": " (plain chains)"}
     rate = fastest_product(result)
     rows = [
-        [name + label, *map(_with_floors(found[way], rate).get, STEP)]
+        [name + label, *map(with_floors(found[way], rate).get, STEP)]
         for name, found in result["models"].items()
         for way, label in labels.items()
         if way in found
@@ -133,7 +133,8 @@ def _steps(result: dict[str, Any]) -> list[str]:
     return _table("Models", text, ["model", *STEP.values()], rows)
 
 
-def _with_floors(found: dict[str, Any], rate: float) -> dict[str, Any]:
+def with_floors(found: dict[str, Any], rate: float) -> dict[str, Any]:
+    """What was found of a model, with the seconds of its products at a rate in GFLOP/s, and best turns over them."""
     floors = {
         f"{part}_floor_s": over(found.get(f"products_of_{part}_gflop"), rate) for part in ("forward", "step")
     }

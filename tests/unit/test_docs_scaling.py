@@ -37,7 +37,7 @@ def cells(row: str) -> list[str]:
 
 
 def test_tables_are_those_that_the_benchmarks_recorded() -> None:
-    """`python benchmarks/recorded.py docs/scaling.md` copies them."""
+    """`python benchmarks/recorded.py docs/scaling.md scaling predict_scaling scaling_table` copies them."""
     records = {
         name: (RESULTS / f"{name}.md").read_text() for name in ("scaling_table", "scaling", "predict_scaling")
     }
@@ -141,3 +141,12 @@ def test_every_command_runs(
         assert words[:3] == ["python", "main.py", "train"]
         assert main(words[2:]) == 0, words
         assert re.search(r"total .* fits on V100-32GB", capsys.readouterr().out), words
+
+
+def test_ratios_of_measured_to_predicted_steps_are_those_of_the_record() -> None:
+    ratios: dict[int, list[str]] = {2: [], 4: []}
+    for row in recorded("scaling")["predicted"]:
+        ratios[row["ranks"]].append(f"{row['measured'] / row['by_crowding']:.2f}")
+    two, four = sorted(ratios[2]), sorted(ratios[4])
+    assert f"two ranks take {two[0]} to {two[1]} times the predicted step" in TEXT
+    assert f"four on two cores {four[0]} and {four[1]} times" in TEXT
