@@ -42,11 +42,11 @@ def manage_freed_memory(spare_memory: bool = False) -> None:
     """Let this process keep the memory of tensors on the CPU that it frees, for the tensors that come next.
 
     glibc hands large blocks back to Linux, which has to clear each page before it hands it out again; what a training
-    step loses so, `benchmarks/allocators.py` measures. It is held until the end, with gaps that fit no tensor. Does
-    nothing where the allocator is not glibc's.
+    step loses so, `benchmarks/allocators.py` measures. What it keeps it holds until the end, with gaps that fit no
+    tensor. Does nothing where the allocator is not glibc's.
 
     spare_memory: hand blocks of 8 MiB and more back, which costs a tenth of a training step whose activations are
-    computed again, and saves a sixth of its process's memory; without that, it saves little.
+    computed again, and saves a sixth to a quarter of its process's memory; without that, it saves little.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -10,6 +10,7 @@ from tests.tiny_runs import ROOT
 TEXT = (ROOT / "docs" / "performance.md").read_text()
 RECORD = (RESULTS / "speed.md").read_text()
 FOUND: dict[str, Any] = json.loads((RESULTS / "speed.json").read_text())
+FOUR: dict[str, Any] = json.loads((RESULTS / "speed_four_systems.json").read_text())
 
 
 def test_tables_are_those_of_the_record() -> None:
@@ -19,8 +20,9 @@ def test_tables_are_those_of_the_record() -> None:
     assert [first.split("|")[1].strip() for first in copied] == ["its / ours", "model"]
 
 
-def test_the_record_is_what_follows_from_its_numbers() -> None:
+def test_records_are_what_follows_from_their_numbers() -> None:
     assert as_table(FOUND) == RECORD
+    assert as_table(FOUR) == (RESULTS / "speed_four_systems.md").read_text()
 
 
 def test_steps_over_their_floors_are_those_of_the_record() -> None:
@@ -39,3 +41,18 @@ def test_turns_of_gemnet_oc_are_those_of_the_record() -> None:
     its = FOUND["released"]["GemNet-OC"]["float32"]["rounds"]["step_s"]
     shown = ["{:.2f}, {:.2f} and {:.2f} s".format(*turns) for turns in (ours, its)]
     assert f"The turns of GemNet-OC took {shown[0]}, those of the released code {shown[1]}" in TEXT
+
+
+def test_ratios_of_four_slabs_are_those_of_their_record() -> None:
+    memory: dict[str, list[str]] = {"highest": [], "checkpointing": []}
+    times: dict[str, list[str]] = {"step_s": [], "forward_s": []}
+    for name, its in FOUR["released"].items():
+        for way, ratios in memory.items():
+            own = FOUR["models"][name][way]["peak_process_gb"]
+            ratios.append(f"{own / its['float32']['peak_process_gb']:.2f}")
+        for key, ratios in times.items():
+            ratios.append(f"{its['float32'][key] / FOUR['models'][name]['highest'][key]:.2f}")
+    usual, sparing = (" and ".join(ratios) for ratios in memory.values())
+    steps, passes = (" and ".join(ratios) for ratios in times.values())
+    assert f"one measurement): {usual} (GemNet-dT, -OC), {sparing} with recomputation" in TEXT
+    assert f"steps are {steps} times as fast, forward passes {passes} times" in TEXT
