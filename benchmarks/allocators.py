@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.speed.machine import as_words, machine
 from benchmarks.speed.process import peaks
+from ocpgem.parallel.device import hand_back_large_blocks, keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
@@ -24,6 +26,13 @@ PRELOADED = {
     "jemalloc": "libjemalloc.so.2",
     "mimalloc": "libmimalloc.so.2",
 }
+AS_IT_IS = "as it is"
+GLIBC: dict[str, Callable[[], None]] = {
+    AS_IT_IS: lambda: None,
+    "keeping what is freed": keep_freed_memory,
+    "handing back 8 MiB and more": hand_back_large_blocks,
+}
+"""Runs use the second, and with activation_checkpointing the third."""
 
 
 def main() -> None:
@@ -34,28 +43,28 @@ def main() -> None:
         "--models", default="GemNet-dT,GemNet-OC", help="names as in benchmarks/speed/costs.py"
     )
     parser.add_argument("--repeats", type=int, default=5, help="steps that are measured, after two others")
-    for option in ("--in-this-process", "--hand-back"):  # for the processes that are started
-        parser.add_argument(option, action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--checkpointing", action="store_true", help="with activation_checkpointing")
+    parser.add_argument("--in-this-process", choices=GLIBC, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    models, repeats, checkpointing = arguments.models, arguments.repeats, arguments.checkpointing
     if arguments.in_this_process:
-        print(json.dumps(measured(arguments.models, arguments.repeats, arguments.hand_back)))
+        set_allocator = GLIBC[arguments.in_this_process]
+        print(json.dumps(measured(models, repeats, checkpointing, set_allocator)))
         return
-    ways: dict[str, tuple[list[str], dict[str, str]]] = {
-        "glibc, handing memory back": (["--hand-back"], {}),
-        "glibc, as runs use it": ([], {}),
-    }
+    ways: dict[str, tuple[str, dict[str, str]]] = {f"glibc, {name}": (name, {}) for name in GLIBC}
     ways |= {
-        name: ([], {"LD_PRELOAD": str(LIBRARIES / library)})
+        name: (AS_IT_IS, {"LD_PRELOAD": str(LIBRARIES / library)})
         for name, library in PRELOADED.items()
         if (LIBRARIES / library).exists()
     }
     print(f"{as_words(machine())}\n")
     print("| model | allocator | step s | page faults a step | peak GB, process |\n|---|---|---|---|---|")
-    for model in arguments.models.split(","):
-        for way, (options, variables) in ways.items():
-            command = [sys.executable, __file__, "--models", model, "--in-this-process"]
+    for model in models.split(","):
+        for way, (setting, variables) in ways.items():
+            command = [sys.executable, __file__, "--models", model, "--in-this-process", setting]
+            command += ["--checkpointing"] if checkpointing else []
             done = subprocess.run(
-                [*command, "--repeats", str(arguments.repeats), *options],
+                [*command, "--repeats", str(repeats)],
                 env=os.environ | variables,
                 capture_output=True,
                 text=True,
@@ -67,14 +76,17 @@ def main() -> None:
             print(f"| {model} | {way} | {row} |", flush=True)
 
 
-def measured(model: str, repeats: int, hand_back: bool) -> dict[str, float]:
+def measured(
+    model: str, repeats: int, checkpointing: bool, set_allocator: Callable[[], None]
+) -> dict[str, float]:
     """The median step of one model, with the allocator that this process has."""
     import resource
 
     from benchmarks.speed.ready import ready
     from benchmarks.speed.structures import SIZES
 
-    step = ready(model, SIZES, "cpu", hand_back=hand_back).training_step()
+    way = "checkpointing" if checkpointing else "highest"
+    step = ready(model, SIZES, "cpu", way, set_allocator).training_step()
     seconds, faults = [], []
     for _ in range(repeats + 2):
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()

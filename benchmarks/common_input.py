@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 from benchmarks.speed.machine import as_words, machine
 from benchmarks.speed.process import wait_for_gpu
 from benchmarks.speed.timing import product_rate
-from ocpgem.parallel.device import manage_freed_memory
+from ocpgem.parallel.device import keep_freed_memory
 
 WIDTH = 512
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
     if arguments.device == "cpu":
-        manage_freed_memory()
+        keep_freed_memory()
     print(f"{as_words(machine(arguments.device))}; milliseconds\n")
     print(f"| layers | {' | '.join(WAYS)} | products alone |\n|---|---|---|---|---|")
     for n_layers in (2, 4):

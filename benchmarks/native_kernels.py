@@ -21,7 +21,7 @@ from benchmarks.speed.machine import as_words, machine
 from ocpgem import kernels
 from ocpgem.models.gemnet.activation import silu_and_gradient, silu_tangents, silu_terms
 from ocpgem.models.gemnet.products import times_transposed
-from ocpgem.parallel.device import manage_freed_memory
+from ocpgem.parallel.device import keep_freed_memory
 
 Pair = tuple[str, Callable[[], object], Callable[[], object]]
 ROWS = (1024, 512)
@@ -75,7 +75,7 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     if kernels.BACKEND != "native":
         sys.exit(f"there is nothing to compare: {kernels.REASON}")
-    manage_freed_memory()
+    keep_freed_memory()
     print(f"{as_words(machine())}\n")
     print("| what | torch, ms | compiled, ms | torch / compiled |\n|---|---|---|---|")
     pairs = [(name, call, by_torch(call)) for name, call in (*activations(), *products())]

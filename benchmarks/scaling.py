@@ -183,7 +183,13 @@ def computing_seconds(config: TrainConfig, n_atoms: int, repeats: int) -> float:
 
 def median_together(call: Callable[[], object], repeats: int) -> float:
     """The median time in which all ranks make a call that they begin at once, the first not counted."""
-    found = [side_by_side.together(call, group.barrier, time.perf_counter) for _ in range(repeats + 1)]
+    found = []
+    for _ in range(repeats + 1):
+        group.barrier()
+        started = time.perf_counter()
+        call()
+        group.barrier()
+        found.append(time.perf_counter() - started)
     return statistics.median(found[1:])
 
 
@@ -250,8 +256,8 @@ def as_table(result: dict[str, Any]) -> list[str]:
     """Lines of Markdown: scaling, the same predicted, and the collectives of a step."""
     found, cores = result["ranks"], result["machine"]["cores"]
     lines = [
-        f"Load before it began {result['machine']['load']:.1f} on {cores} cores; {found[1]['parameters']:,} "
-        "parameters.",
+        f"{found[1]['parameters']:,} parameters; load before it began {result['machine']['load']:.1f} on {cores} cores "
+        "(after other benchmarks, where this is a part of run.py).",
         "",
         *side_by_side.scaling_table(found, cores),
         "",

@@ -46,7 +46,7 @@ def draw_beside(result: dict[str, Any], file: Path) -> None:
     axis.margins(x=0.12)
     axis.invert_yaxis()
     axis.axvline(1, color="black", linewidth=0.8)
-    axis.set(xlabel="times (best of all turns; above 1: ours is faster, or needs less)")
+    axis.set(xlabel="times (times: best of turns; memory: median); above 1, ours is faster or needs less")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     _save(figure, file)
 

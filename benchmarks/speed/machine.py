@@ -47,10 +47,10 @@ def as_words(facts: dict[str, Any]) -> str:
     """What `machine` found, in a line of Markdown."""
     preloaded = f" (LD_PRELOAD={facts['ld_preload']})" if "ld_preload" in facts else ""
     return (
-        f"`{facts['command']}`; {facts['processor']}, {facts['threads']} of {facts['cores']} cores, "
-        f"{facts['memory_gb']:g} GB, device {facts['device']}, load {facts['load']:.1f}, "
-        f"torch {facts['versions']['torch']}, {facts['libc']}, allocator {facts['allocator']}{preloaded}, "
-        f"commit {facts['commit']}{', changed' if facts['changed'] else ''}"
+        f"`{facts['command']}`; {facts['processor']}, {facts['cores']} cores, "
+        f"threads of a process: {facts['threads']}, {facts['memory_gb']:g} GB, device {facts['device']}, "
+        f"load {facts['load']:.1f}, torch {facts['versions']['torch']}, {facts['libc']}, "
+        f"allocator {facts['allocator']}{preloaded}, commit {facts['commit']}{', changed' if facts['changed'] else ''}"
     )
 
 

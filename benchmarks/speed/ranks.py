@@ -1,6 +1,6 @@
 """Training steps of several ranks on one machine: measured, and predicted as those of GPUs are."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,15 +83,6 @@ def prediction_table(steps: list[Step]) -> list[str]:
             for step in steps
         ),
     ]
-
-
-def together(call: Callable[[], object], barrier: Callable[[], None], clock: Callable[[], float]) -> float:
-    """Seconds until all ranks have done a call that they begin at once."""
-    barrier()
-    started = clock()
-    call()
-    barrier()
-    return clock() - started
 
 
 def as_numbers(steps: list[Step]) -> list[dict[str, Any]]:

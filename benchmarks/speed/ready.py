@@ -11,7 +11,7 @@ from benchmarks.speed.structures import prepared
 from ocpgem.graph.buckets import Buckets
 from ocpgem.graph.topology import Topology
 from ocpgem.models.potential import Normalization, Potential, Predictions
-from ocpgem.parallel.device import manage_freed_memory
+from ocpgem.parallel.device import hand_back_large_blocks, keep_freed_memory
 from ocpgem.train.compiling import compile_blocks, compile_full
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.ema import ExponentialMovingAverage
@@ -60,16 +60,21 @@ class Ready:
 
 
 def ready(
-    model: str, sizes: tuple[int, ...], device: str, way: str = "highest", hand_back: bool = False
+    model: str,
+    sizes: tuple[int, ...],
+    device: str,
+    way: str = "highest",
+    set_allocator: Callable[[], None] | None = None,
 ) -> Ready:
     """One of `MODELS` and systems of some numbers of atoms; sets up this process as a run does.
 
-    way: one of `WAYS`; hand_back: let the allocator hand freed memory back to Linux, as runs do not.
+    way: one of `WAYS`; set_allocator: tells the allocator what to do with freed memory, if not what a run tells it.
     """
     config = config_of(model, way)
     set_precision(config, torch.device(device))
-    if device == "cpu" and not hand_back:
-        manage_freed_memory(spare_memory=config.activation_checkpointing)
+    if device == "cpu":
+        usual = hand_back_large_blocks if config.activation_checkpointing else keep_freed_memory
+        (set_allocator or usual)()
     batch, topology = prepared(systems_of(model, sizes), config.model.graph_spec)
     potential = potential_of(model, device)
     potential.train_in_bf16 = config.precision == "bf16"

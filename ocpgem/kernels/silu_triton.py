@@ -24,7 +24,8 @@ def silu(
 ) -> None:
     """out = alpha * the product of up to two factors * (a derivative of SiLU)(x) + scale * base.
 
-    order: 0 to 3, of the derivative. out: contiguous; may be any of the others.
+    order: 0 to 3, of the derivative. out: contiguous; may be any of the others. Two factors and a base do not come
+    together, as for `native`.
     """
     factor, other, *_ = *factors, None, None
     _start(_silu, (x, factor, other, base, out), order, alpha, scale)

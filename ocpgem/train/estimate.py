@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
@@ -26,7 +26,7 @@ from ocpgem.train.batching import Costs, eval_batching, require_work_for_all, tr
 from ocpgem.train.config import TrainConfig
 from ocpgem.train.datasets import edges_to_read, open_data_sets
 from ocpgem.train.engine import import_deepspeed
-from ocpgem.train.scaling import LINKS, Prediction, messages, predict, seconds_within
+from ocpgem.train.scaling import LINKS, Message, Prediction, messages, predict, seconds_within
 from ocpgem.train.step_cost import StepCost, step_cost, validation_bytes
 from ocpgem.train.unusable import leave_out_unusable
 
@@ -175,7 +175,7 @@ def estimate(
         seconds_per_step=seconds,
         device=chosen,
         between_ranks=_between_ranks(
-            config, n_parameters, world_size, chosen, (seconds, steps.unevenness), (cost, steps.micro_batches)
+            _messages(config, n_parameters), world_size, chosen, seconds, steps, cost
         ),
     )
 
@@ -218,26 +218,21 @@ def _steps(plan: TrainPlan, world_size: int) -> _Steps:
     return _Steps(largest, most, total / n_steps, most_work, over_mean / n_steps, per_epoch)
 
 
-def _between_ranks(
-    config: TrainConfig,
-    n_parameters: int,
-    world_size: int,
-    device: Device,
-    step: tuple[float, float],
-    of_group: tuple[StepCost, int],
-) -> Prediction | None:
-    """How long ranks wait for each other.
+def _messages(config: TrainConfig, n_parameters: int) -> tuple[Message, ...]:
+    """What all ranks exchange in a step."""
+    chosen = config.parallel
+    return messages(n_parameters, chosen.zero_stage, chosen.reduce_bucket, chosen.overlap)
 
-    step: seconds of the mean rank, and the unevenness of the work; of_group: the largest micro-batch, and how many a
-    step has at most, for what a graph group sends.
-    """
+
+def _between_ranks(
+    sent: Sequence[Message], world_size: int, device: Device, seconds: float, steps: _Steps, cost: StepCost
+) -> Prediction | None:
+    """How long ranks wait for each other; seconds: of the mean rank; cost: of the largest micro-batch."""
     if device.name not in LINKS:
         return None
-    chosen = config.parallel
-    sent = messages(n_parameters, chosen.zero_stage, chosen.reduce_bucket, chosen.overlap)
-    (seconds, unevenness), (cost, micro_batches), links = step, of_group, LINKS[device.name]
-    within = micro_batches * seconds_within(cost.sent_bytes, cost.sent_messages, links)
-    return predict(seconds, sent, world_size, links, max(0.0, unevenness), within)
+    links = LINKS[device.name]
+    within = steps.micro_batches * seconds_within(cost.sent_bytes, cost.sent_messages, links)
+    return predict(seconds, sent, world_size, links, max(0.0, steps.unevenness), within)
 
 
 def _cost(config: TrainConfig, recipe: Recipe, systems: Any, whole: tuple[Any, Topology]) -> StepCost:
