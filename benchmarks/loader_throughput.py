@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch_geometric.data import Batch, Data
 
+from benchmarks.recorded import RESULTS, write
 from benchmarks.records import slab
 from benchmarks.speed.machine import as_words, machine
 from ocpgem.data.edge_store import edges_of, store_edges
@@ -44,7 +45,6 @@ from ocpgem.data.system import System
 from ocpgem.graph.edges import SymmetricEdges
 from ocpgem.graph.spec import GraphSpec
 
-RESULTS = Path(__file__).parent / "results"
 N, BATCH, PASSES = 640, 32, 5
 GRAPH = GraphSpec(6.0, 50)
 
@@ -175,8 +175,6 @@ def main() -> None:
     n_edges, n_bytes = figures.pop("edges a system"), figures.pop("bytes")
     facts = machine(fairchem=fairchem)
     found = {"machine": facts, "edges": n_edges, "stored_bytes": n_bytes, "systems_per_second": figures}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "loader_throughput.json").write_text(json.dumps(found, indent=2) + "\n")
     lines = [
         "# From a file to a batch, systems per second and core",
         "",
@@ -190,7 +188,7 @@ def main() -> None:
     ]
     if fairchem is None:
         lines.append("fairchem-core was not at hand; `pickled with edges` stands in for its reader.")
-    (out / "loader_throughput.md").write_text("\n".join(lines) + "\n")
+    write(out, "loader_throughput", found, lines)
     print("\n".join(lines))
 
 

@@ -34,6 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from benchmarks import recorded
+from benchmarks.recorded import RESULTS
 from benchmarks.speed import beside, steps
 from benchmarks.speed.costs import MODELS, default_sizes
 from benchmarks.speed.figures import draw_beside, draw_scaling
@@ -53,8 +55,6 @@ from benchmarks.speed.timing import (
 )
 from ocpgem.models.gemnet.config import GemNetConfig
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 PARTS: dict[str, Callable[..., Any]] = {
     "step": steps.of_step,
     "forward": steps.of_forward,
@@ -83,7 +83,6 @@ def main() -> None:
     if arguments.fairchem:
         result["released_versions"] = attempt(result, "the released code", versions, arguments.fairchem)
     result |= {key: {} for key in ("models", "errors", "released", "layers", "graphs", "start_up")}
-    arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.models:
         measure_model(name, arguments, result)
         write(result, arguments.out)
@@ -118,8 +117,7 @@ def measure_the_rest(arguments: argparse.Namespace, result: dict[str, Any]) -> N
 
 def write(result: dict[str, Any], folder: Path) -> None:
     """What was found so far, as numbers and as tables."""
-    (folder / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
-    (folder / "speed.md").write_text(as_table(result))
+    recorded.write(folder, "speed", result, as_table(result).splitlines())
     if result["released"]:
         draw_beside(result, folder / "speed_beside.svg")
 
@@ -204,9 +202,8 @@ def measure_model(name: str, arguments: argparse.Namespace, result: dict[str, An
     """A step of the model in every way that is asked for, its errors, and the released code's step."""
     sizes, device = arguments.sizes or default_sizes(name), arguments.device
     ways = [way for way in ("plain", "checkpointing") if getattr(arguments, way)]
-    if (
-        GemNetConfig.model_validate(MODELS[name]).forces != "gradient"
-    ):  # torch.compile has no second derivatives
+    # torch.compile has no second derivatives
+    if GemNetConfig.model_validate(MODELS[name]).forces != "gradient":
         ways += arguments.compile
     common = {"model": name, "sizes": sizes, "device": device}
     measure_in_turns(name, sizes, arguments, result)
