@@ -79,12 +79,14 @@ def test_a_compiled_run_has_the_numbers_of_one_that_is_not(tmp_path: Path) -> No
     assert 1 <= int(found[1]) <= MOST_SHAPES
 
 
-@pytest.mark.slow  # the graph of a whole GemNet-OC block
+@pytest.mark.slow  # the graphs of whole blocks
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(NO_COMPILER, reason="needs g++")
-def test_all_paths_of_gemnet_oc_are_one_graph_for_all_sizes() -> None:
+@pytest.mark.parametrize("case", ["gemnet_OC", "gemnet_dQ"])
+def test_all_paths_of_a_block_are_one_graph_for_all_sizes(case: str) -> None:
     """Forward only and without the C++ compiler, the last stage: both together take minutes for such a block."""
-    config = case_config("gemnet_OC", n_blocks=1)
+    torch._dynamo.reset()  # else graphs of other tests count against the limit, beyond which nothing is translated
+    config = case_config(case, n_blocks=1)
     plain, compiled = (random_potential(config, torch.float32).train() for _ in range(2))
     compile_blocks(compiled, torch.device("cpu"), backend="aot_eager")
     before = n_graphs()
