@@ -11,14 +11,14 @@ from setuptools import Extension, setup
 KERNELS = Path("ocpgem/kernels")
 # By which ocpgem/kernels/native.py refuses a library of other sources.
 SOURCES = hashlib.sha256(
-    b"".join((KERNELS / name).read_bytes() for name in ("common.h", "products.c", "silu.c"))
+    b"".join((KERNELS / name).read_bytes() for name in ("common.h", "products.c", "quadruplets.c", "silu.c"))
 )
 
 setup(
     ext_modules=[
         Extension(
             "ocpgem.kernels._native",
-            [str(KERNELS / "products.c"), str(KERNELS / "silu.c")],
+            [str(KERNELS / name) for name in ("products.c", "quadruplets.c", "silu.c")],
             define_macros=[("OCPGEM_SOURCES", f'"{SOURCES.hexdigest()}"')],
             extra_compile_args=[
                 "-O3",

@@ -21,6 +21,7 @@ from benchmarks.speed.machine import as_words, machine
 from ocpgem import kernels
 from ocpgem.models.gemnet.activation import silu_and_gradient, silu_tangents, silu_terms
 from ocpgem.models.gemnet.products import times_transposed
+from ocpgem.models.gemnet.spherical_sums import sum_over_quadruplets
 from ocpgem.parallel.device import keep_freed_memory
 
 Pair = tuple[str, Callable[[], object], Callable[[], object]]
@@ -58,6 +59,34 @@ def products() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"A B^T, {list(left)}, {list(right)}", lambda a=a, b=b: times_transposed(a, b)
 
 
+def quadruplets() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Sums weighted by spherical harmonics, with the sizes of the published GemNet-Q, of 64 atoms."""
+    n, atoms, middle, degree, inner, channels = 7, 64, 20, 20, 19, 32
+    of_inner, of_outer = (
+        torch.rand(atoms, middle, inner, 4 * n + 1),
+        torch.rand(atoms, middle, degree, 8 * n + 1),
+    )
+    polar, spherical = torch.rand(atoms, degree, n * n, middle), torch.rand(atoms, degree, 32, n * n)
+    given = [torch.rand(atoms, middle, inner, channels), of_inner, of_outer, polar, spherical]
+    tables = [table.requires_grad_() for table in given]
+    excluded = torch.randint(inner, (atoms, middle, degree))
+
+    def value() -> torch.Tensor:
+        return sum_over_quadruplets(tables, excluded, n)
+
+    def firsts(create_graph: bool) -> tuple[torch.Tensor, ...]:
+        found = value()
+        return torch.autograd.grad(found, tables, torch.ones_like(found), create_graph=create_graph)
+
+    def seconds() -> None:
+        found = firsts(create_graph=True)
+        torch.autograd.grad(found, tables, [torch.ones_like(of) for of in found])
+
+    yield "sum over quadruplets", value
+    yield "the same with gradients", lambda: firsts(create_graph=False)
+    yield "the same with gradients of gradients", seconds
+
+
 def exponentials() -> Pair:
     exponent = torch.rand(38_046, 128, dtype=torch.float64) * -2000
     return (
@@ -78,7 +107,7 @@ def main() -> None:
     keep_freed_memory()
     print(f"{as_words(machine())}\n")
     print("| what | torch, ms | compiled, ms | torch / compiled |\n|---|---|---|---|")
-    pairs = [(name, call, by_torch(call)) for name, call in (*activations(), *products())]
+    pairs = [(name, call, by_torch(call)) for name, call in (*activations(), *products(), *quadruplets())]
     for name, ours, torchs in (*pairs, exponentials()):
         seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(repeats):

@@ -1,4 +1,4 @@
-/* What silu.c and products.c share. */
+/* What the other sources share. */
 #ifndef OCPGEM_COMMON_H
 #define OCPGEM_COMMON_H
 
@@ -14,5 +14,17 @@
 #define FOR_EACH_CPU
 #endif
 #define INLINE static inline __attribute__((always_inline))
+
+typedef float Vector __attribute__((vector_size(32)));
+
+enum { WIDTH = 8 };
+
+INLINE Vector load(const float *from) {
+    Vector found;
+    memcpy(&found, from, sizeof found);
+    return found;
+}
+
+INLINE float sum_of(Vector x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
 
 #endif

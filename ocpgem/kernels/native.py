@@ -22,9 +22,10 @@ _ARGUMENTS = {
     "ocpgem_silu_and_gradient": [_POINTER] * 5 + [_SIZE, _INT],
     "ocpgem_silu_tangents": [_POINTER] * 6 + [_SIZE, _INT],
     "ocpgem_times_transposed": [_POINTER] * 3 + [_SIZE] * 8 + [_INT],
+    "ocpgem_quadruplet_sum": [_POINTER, _POINTER, _INT],
 }
 _LEAST_TERMS, _MOST_COLUMNS = 8, 15
-_SOURCES = ("common.h", "products.c", "silu.c")
+_SOURCES = ("common.h", "products.c", "quadruplets.c", "silu.c")
 _FILE = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 _RUNTIME = re.compile(r"lib(g|i|)omp\d?[-.].*")
 
@@ -40,6 +41,8 @@ def library(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, s
         for name, arguments in _ARGUMENTS.items():
             function = getattr(loaded, name)
             function.argtypes, function.restype = arguments, None
+        loaded.ocpgem_quadruplet_memory.argtypes = [_POINTER]
+        loaded.ocpgem_quadruplet_memory.restype = _SIZE
         made_of: str = loaded.ocpgem_sources().decode()
     except (AttributeError, OSError) as error:  # of another system, or of an earlier version of the sources
         return None, f"{_FILE} cannot be used ({one_line(error)}); run `make setup`"
@@ -78,7 +81,7 @@ def silu(
     order: 0 to 3, of the derivative; base only with less than two factors. out may be any of the others.
     """
     factor, other, *_ = *factors, None, None
-    _functions().ocpgem_silu(
+    functions().ocpgem_silu(
         out.data_ptr(), x.data_ptr(), _pointer(factor), _pointer(other), _pointer(base), x.numel(),
         order, alpha, scale, torch.get_num_threads(),
     )  # fmt: skip
@@ -87,7 +90,7 @@ def silu(
 def silu_and_gradient(x: Tensor, grad: Tensor, base: Tensor | None) -> tuple[Tensor, Tensor]:
     """SiLU(x), and grad * SiLU'(x) + base."""
     value, of_x = torch.empty_like(x), torch.empty_like(x)
-    _functions().ocpgem_silu_and_gradient(
+    functions().ocpgem_silu_and_gradient(
         value.data_ptr(), of_x.data_ptr(), x.data_ptr(), grad.data_ptr(), _pointer(base), x.numel(),
         torch.get_num_threads(),
     )  # fmt: skip
@@ -97,7 +100,7 @@ def silu_and_gradient(x: Tensor, grad: Tensor, base: Tensor | None) -> tuple[Ten
 def silu_tangents(x: Tensor, tangent: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """tangent * SiLU'(x), tangent * grad * SiLU''(x), which overwrites tangent, and grad * SiLU'(x)."""
     behind, of_x = torch.empty_like(x), torch.empty_like(x)
-    _functions().ocpgem_silu_tangents(
+    functions().ocpgem_silu_tangents(
         behind.data_ptr(), tangent.data_ptr(), of_x.data_ptr(), x.data_ptr(), tangent.data_ptr(),
         grad.data_ptr(), x.numel(), torch.get_num_threads(),
     )  # fmt: skip
@@ -112,14 +115,15 @@ def times_transposed(left: Tensor, right: Tensor) -> Tensor | None:
     if not left.stride(2) == right.stride(2) == 1 or terms < _LEAST_TERMS or columns > _MOST_COLUMNS:
         return None
     out = left.new_empty(n, rows, columns)
-    _functions().ocpgem_times_transposed(
+    functions().ocpgem_times_transposed(
         out.data_ptr(), left.data_ptr(), right.data_ptr(), n, rows, terms, columns,
         *left.stride()[:2], *right.stride()[:2], torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
-def _functions() -> ctypes.CDLL:
+def functions() -> ctypes.CDLL:
+    """The library, which must be there: see `library`."""
     loaded, reason = library()
     assert loaded is not None, reason
     return loaded

@@ -5,9 +5,7 @@
  */
 #include "common.h"
 
-typedef float Vector __attribute__((vector_size(32)));
-
-enum { WIDTH = 8, LEAST_PER_THREAD = 200000 };
+enum { LEAST_PER_THREAD = 200000 };
 
 /* out[i][r][c] = sum over k of A[i][r][k] B[i][c][k] for i < n, where A[i][r] and B[i][c] are the rows of `terms` elements
  * at a + i * a_step + r * a_row and b + i * b_step + c * b_row, and `out` is contiguous. */
@@ -16,16 +14,6 @@ typedef struct {
     const float *a, *b;
     int64_t n, rows, terms, columns, a_step, a_row, b_step, b_row;
 } Products;
-
-INLINE Vector load(const float *from) {
-    Vector found;
-    memcpy(&found, from, sizeof found);
-    return found;
-}
-
-INLINE float sum_of(Vector x) {
-    return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
-}
 
 /* `rows` times `columns` elements, from a row of A and one of B on. */
 INLINE void tile(const Products *of, float *out, const float *a, const float *b, int rows, int columns) {

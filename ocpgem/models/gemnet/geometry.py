@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ocpgem.graph.topology import EdgeSet, Topology, TripletTable
 from ocpgem.models.gemnet.edge_ops import at_ends, from_main_edge, pad, unpad
+from ocpgem.models.gemnet.layers import ForceGradient
 
 
 @dataclass
@@ -122,9 +123,17 @@ class Geometry:
     atom_atom: EdgeGeometry | None
     inner: EdgeGeometry
     """of the edges d -> b that quadruplets read: those of `main` unless the batch is divided over ranks"""
+    only_for: ForceGradient | None
+    """the forces for which alone gradients by positions are taken; None where others may take some, too"""
 
 
-def all_geometry(pos: Tensor, cell: Tensor, topology: Topology, radii: Tensor | None = None) -> Geometry:
+def all_geometry(
+    pos: Tensor,
+    cell: Tensor,
+    topology: Topology,
+    radii: Tensor | None = None,
+    only_for: ForceGradient | None = None,
+) -> Geometry:
     """The geometry of the edge sets that the topology holds."""
 
     def of(edges: EdgeSet | None) -> EdgeGeometry | None:
@@ -138,4 +147,5 @@ def all_geometry(pos: Tensor, cell: Tensor, topology: Topology, radii: Tensor | 
         atom_edge=of(topology.atom_edge),
         atom_atom=of(topology.atom_atom),
         inner=main if far is None else edge_geometry(pos, cell, topology.batch, far.edges),
+        only_for=only_for,
     )

@@ -75,7 +75,8 @@ class GemNet(nn.Module):
             wanted = structures.pos.requires_grad
             pos = structures.pos if wanted else structures.pos.detach().requires_grad_(True)
             moved = dataclasses.replace(structures, pos=pos)
-            atom_energy, _ = self._atom_energies_and_direct_forces(moved, topology)
+            only_for = None if wanted or structures.cell.requires_grad else self._force_gradient
+            atom_energy, _ = self._atom_energies_and_direct_forces(moved, topology, only_for)
             energy = self._sum_over_atoms(atom_energy, topology)
             # Where ranks share the batch, this is the gradient of all their energies by this rank's positions.
             self._force_gradient.is_taken = True
@@ -94,13 +95,13 @@ class GemNet(nn.Module):
         return unshard(own, topology.part, topology.n_atoms)
 
     def _atom_energies_and_direct_forces(
-        self, structures: Structures, topology: Topology
+        self, structures: Structures, topology: Topology, only_for: ForceGradient | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Of the atoms of this rank."""
+        """Of the atoms of this rank; only_for: see `Geometry`."""
         edges, part = topology.main, topology.part
         with float32_region(structures.pos):
             radii = None if self.bases.radii is None else self.bases.radii[structures.atomic_numbers]
-            geometry = all_geometry(structures.pos, structures.cell, topology, radii)
+            geometry = all_geometry(structures.pos, structures.cell, topology, radii, only_for)
             basis, radial = self.bases(geometry, topology)
         hidden = None if structures.hidden is None else shard(structures.hidden, part)
         h = self.atom_embedding(shard(structures.atomic_numbers, part), hidden)

@@ -6,7 +6,6 @@ functions of theta products of small matrices, but for that sign. Nothing else i
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,13 +13,9 @@ from torch import Tensor
 from ocpgem.graph.topology import Topology, TripletTable
 from ocpgem.models.gemnet.basis import circular_harmonics, polar_harmonics, released_orders
 from ocpgem.models.gemnet.edge_ops import pad, pad_by_target, unpad
-from ocpgem.models.gemnet.geometry import Geometry, PlaneSide, from_middle_edge, plane_side, rounding_noise
-from ocpgem.models.gemnet.in_blocks import in_blocks
-
-_BLOCK = 2**21
-"""Functions of quadruplets that a block of atoms may hold."""
-_SMALLEST = 1e-9
-"""The least size of the product of both sides' vectors, perpendicular to the middle edge, that an angle is taken of."""
+from ocpgem.models.gemnet.geometry import Geometry, PlaneSide, from_middle_edge, plane_side
+from ocpgem.models.gemnet.layers import ForceGradient
+from ocpgem.models.gemnet.spherical_sums import azimuths, sum_over_quadruplets
 
 
 @dataclass
@@ -40,9 +35,11 @@ class SphericalAngles:
     of_outer: Tensor
     """[n_atoms, middle degree, degree, 8 n_spherical + 1]: what meets the above in each function; 1 / height."""
     polar: Tensor
-    """[n_atoms, degree, n_spherical^2, middle degree], the factor of the angle c-a-b, in the order of `_azimuths`."""
+    """[n_atoms, degree, n_spherical^2, middle degree], the factor of the angle c-a-b, in the order of `azimuths`."""
     excluded: Tensor
     """[n_atoms, middle degree, degree], which row d of the middle edge is c itself; max_inner where none is."""
+    only_for: ForceGradient | None
+    """See `Geometry`."""
 
     @classmethod
     def of(
@@ -67,7 +64,7 @@ class SphericalAngles:
         rows_outer = torch.cat([_readers(turns).flatten(1), _inverse(outer)], dim=1)
 
         columns = polar_harmonics(outer.cosine, outer.sine, n_spherical).unbind(1)
-        polar = torch.stack([columns[s] for same in _azimuths(n_spherical) for s in same], dim=1)
+        polar = torch.stack([columns[s] for same in azimuths(n_spherical) for s in same], dim=1)
 
         n_middle, n_atoms = middle_edges.n_edges, len(main_edges.edge_ptr) - 1
         degree, middle_degree = main_edges.max_degree, middle_edges.max_degree
@@ -97,6 +94,7 @@ class SphericalAngles:
             .contiguous()
             .unflatten(0, (n_atoms, degree)),
             excluded=excluded.view(*sizes, degree),
+            only_for=geometry.only_for,
         )
 
     def arranged(self, spherical: Tensor, topology: Topology) -> Tensor:
@@ -112,11 +110,8 @@ class SphericalAngles:
         main, middle = topology.main, topology.quadruplet
         assert middle is not None
         table = pad_by_target(x, middle)  # [n_atoms, middle degree, max_inner, channels]
-        of_one_atom = 2 * self.n_spherical * table.shape[1] * table.shape[2] * topology.main.max_degree
-        size = max(1, _BLOCK // max(1, of_one_atom))
-        block = partial(_sum_block, n_spherical=self.n_spherical)
-        tables = (table, self.of_inner, self.of_outer, self.polar, spherical, self.excluded)
-        return unpad(in_blocks(block, size, tables), main.slot)
+        tables = (table, self.of_inner, self.of_outer, self.polar, spherical)
+        return unpad(sum_over_quadruplets(tables, self.excluded, self.n_spherical, self.only_for), main.slot)
 
     def functions(self, inner_rows: Tensor, outer_rows: Tensor) -> Tensor:
         """[n, n_spherical^2], the angular functions of single quadruplets given by rows of both tables."""
@@ -171,66 +166,3 @@ def _readers(turns: Tensor) -> Tensor:
 def _inverse(side: PlaneSide) -> Tensor:
     """[n_rows, 1], of the heights, or very large."""
     return 1 / side.height.clamp_min(1e-9)[:, None]
-
-
-def _azimuths(n_spherical: int) -> list[list[int]]:
-    """The harmonics, by their released numbers, that contain cos(m theta), m >= 0, then sin(m theta), m > 0."""
-    orders = [m for degree in range(n_spherical) for m in released_orders(degree)]
-    azimuths = [*range(n_spherical), *range(-1, -n_spherical, -1)]
-    return [[s for s, m in enumerate(orders) if m == azimuth] for azimuth in azimuths]
-
-
-def _sum_block(
-    x: Tensor,
-    of_inner: Tensor,
-    of_outer: Tensor,
-    polar: Tensor,
-    spherical: Tensor,
-    excluded: Tensor,
-    n_spherical: int,
-) -> Tensor:
-    """[n_atoms, degree, spherical_dim, channels]; the arguments are rows of the tables of `SphericalAngles`."""
-    n_atoms, middle_degree, max_inner, channels = x.shape
-    degree = of_outer.shape[2]
-    x, of_inner, of_outer, excluded = (table.flatten(0, 1) for table in (x, of_inner, of_outer, excluded))
-    polar, spherical = polar.flatten(0, 1), spherical.flatten(0, 1)
-    turns = of_inner[..., :-1].unflatten(2, (n_spherical, 4)).permute(0, 2, 3, 1)  # [.., m, 4, max_inner]
-    readers = (
-        of_outer[..., :-1].unflatten(2, (2, n_spherical, 4)).permute(2, 0, 3, 1, 4)
-    )  # [2, .., m, degree, 4]
-    distinct = torch.arange(max_inner, device=x.device) != excluded.unsqueeze(2)
-    cosines = readers[0] @ turns  # [n_middle, m, degree, max_inner]
-    functions = [cosines * distinct.unsqueeze(1)]
-    if n_spherical > 1:
-        sines = readers[1, :, 1:] @ turns[:, 1:]
-        least = (of_outer[..., -1:] * of_inner[..., -1].unsqueeze(1) * _SMALLEST).clamp_max(0.5)
-        functions.append(_of_size(sines, cosines[:, 1], least, distinct))
-    of_azimuths: list[Tensor] = []
-    for values in functions:
-        summed = (values.flatten(1, 2) @ x).view(n_atoms, middle_degree, values.shape[1], degree, channels)
-        # each [n_atoms * degree, middle_degree, channels]
-        of_azimuths += summed.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)
-    azimuths = _azimuths(n_spherical)
-    factors = polar.split([len(same) for same in azimuths], dim=1)
-    columns: dict[int, Tensor] = {}
-    for same, factor, of_azimuth in zip(azimuths, factors, of_azimuths, strict=True):
-        columns |= zip(same, (factor @ of_azimuth).unbind(1), strict=True)
-    harmonics = torch.stack([columns[s] for s in range(n_spherical**2)], dim=1)
-    return (spherical @ harmonics).unflatten(0, (n_atoms, degree))
-
-
-def _of_size(sines: Tensor, cosine: Tensor, least: Tensor, distinct: Tensor) -> Tensor:
-    """The sines of multiples of the size of an angle, from those of the angle with its sign.
-
-    sines: [n_middle, m - 1, degree, max_inner]; cosine, least, distinct: of the angle itself, the sine of the smallest
-    one there is, and whether it is one, [n_middle, degree, max_inner]. The size of an angle has a kink where all four
-    atoms lie in a plane. No gradient comes through its sine there; else the sign of rounding noise would choose one.
-    """
-    with torch.no_grad():
-        sine = sines[:, 0]
-        planar = sine.abs() <= least.clamp_min(rounding_noise(sine.dtype))
-        signs = sine.sign() * (distinct & ~planar)
-        odd = (distinct & planar).to(sine.dtype)
-        even = odd * cosine.sign()
-        multiples = torch.stack([(even, odd)[m % 2] * m for m in range(1, 1 + sines.shape[1])], dim=1)
-    return torch.addcmul(least.unsqueeze(1) * multiples, sines, signs.unsqueeze(1))

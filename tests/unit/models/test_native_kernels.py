@@ -275,7 +275,7 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_library_of_other_sources_is_not_used(tmp_path: Path) -> None:
     """Its functions might take other arguments."""
     place = Path(native.__file__).parent
-    for name in ("common.h", "products.c", "silu.c", native._FILE):
+    for name in (*native._SOURCES, native._FILE):
         shutil.copy(place / name, tmp_path / name)
     assert native.library(tmp_path)[1] == "compiled"
     native.library.cache_clear()
