@@ -9,13 +9,14 @@ is their own. Options:
     --plain            dense chains as autograd would keep them; cells of what does not depend on that stay empty
     --checkpointing    steps that compute activations again instead of keeping them
     --compile LIST     of blocks, full: steps with that setting; minutes each for translation
-    --precisions LIST  of highest, high, bf16: steps in each, and their errors against float64
+    --precisions LIST  of highest, high, bf16: steps in each; high is timed on a GPU alone
     --models-only      steps and forward passes, not layers, graphs, scaling, loader, ranks and start-up
     --fairchem PYTHON  the released models, searches and layers, with the same weights on the same systems, in a Python
                        that has fairchem-core 1.10.0 (docs/performance.md says how to make one)
 
 Our usual step and forward pass and, beside them, those of the released code are measured --rounds times in turns;
-medians and the best of all turns are shown; other ways of computing a step are measured once. What is done is written
+medians and the best of all turns are shown; other ways of computing a step are measured once. Errors against float64
+are those of all precisions; on a CPU, factors of products are rounded to TF32 as a GPU does. What is done is written
 after every model and every other part. Loader and ranks are benchmarks/loader_throughput.py and benchmarks/scaling.py,
 which write records of their own as well.
 --quick: one small system, one repetition, a few points, to see in minutes that everything runs.
@@ -207,13 +208,14 @@ def measure_model(name: str, arguments: argparse.Namespace, result: dict[str, An
         ways += arguments.compile
     common = {"model": name, "sizes": sizes, "device": device}
     measure_in_turns(name, sizes, arguments, result)
-    for way in [*ways, *(precision for precision in arguments.precisions if precision != "highest")]:
+    untimed = {"highest", "high" if device == "cpu" else ""}
+    for way in [*ways, *(precision for precision in arguments.precisions if precision not in untimed)]:
         given = common | {"repeats": arguments.repeats, "way": way}
         found = attempt(result, f"{name} ({way})", step_and_forward, **given)
         if found is not None:
             result["models"].setdefault(name, {})[way] = found
             print(f"{name} ({way}): step {found['step_s']:.2f} s", flush=True)
-    given = common | {"precisions": arguments.precisions}
+    given = common | {"precisions": PRECISIONS}
     found = attempt(result, f"{name} (errors)", in_own_process, "errors", **given)
     if found is not None:
         result["errors"][name] = found

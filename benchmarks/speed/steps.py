@@ -1,5 +1,6 @@
 """Seconds, memory and accuracy of a training step of a model of published size, on this machine."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from benchmarks.speed.layers import captured, of_layer
 from benchmarks.speed.process import held_gb, peaks, seconds
 from benchmarks.speed.ready import config_of, ready
 from benchmarks.speed.structures import prepared
+from benchmarks.speed.tf32 import Tf32Products
 from benchmarks.speed.timing import product_rate
 from ocpgem.models.potential import Normalization
 from ocpgem.train.step_cost import operations_of, step_cost
@@ -66,7 +68,9 @@ def errors(model: str, sizes: list[int], device: str, precisions: list[str]) -> 
     assert exact.forces is not None
     found = {}
     for precision in precisions:
-        near = ready(model, tuple(sizes), device, precision).predictions()
+        rounds = precision == "high" and device == "cpu"
+        with Tf32Products() if rounds else nullcontext():
+            near = ready(model, tuple(sizes), device, precision).predictions()
         assert near.forces is not None
         energy = (near.energy - exact.energy).abs() / exact.energy.abs().mean()
         forces = (near.forces - exact.forces).norm(dim=1) / exact.forces.norm(dim=1).mean()

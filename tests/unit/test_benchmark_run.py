@@ -18,6 +18,7 @@ from benchmarks.speed.costs import MODELS, default_sizes, operations
 from benchmarks.speed.layers import captured, leaves
 from benchmarks.speed.machine import machine
 from benchmarks.speed.process import NotMeasuredError, allocator, shown_command
+from benchmarks.speed.ready import PRECISIONS
 from benchmarks.speed.steps import counted
 from benchmarks.speed.tables import as_table, fastest_product
 
@@ -108,12 +109,14 @@ def test_errors_of_bf16_are_those_of_bf16_and_of_float32_those_of_float32(
     folder: Path, result: dict[str, Any]
 ) -> None:
     errors = result["errors"][MODEL]
-    assert set(errors) == {"highest", "bf16"}
+    assert list(errors) == list(PRECISIONS)
     for key in ("energy", "forces"):
         assert errors["highest"][f"{key}_error_max"] < 1e-4
+        assert errors["highest"][f"{key}_error_max"] < errors["high"][f"{key}_error_mean"]
+        assert errors["high"][f"{key}_error_max"] < errors["bf16"][f"{key}_error_max"]
         assert 1e-4 < errors["bf16"][f"{key}_error_mean"] <= errors["bf16"][f"{key}_error_max"] < 1
     assert result["models"][MODEL]["bf16"]["step_s"] > 0
-    assert f"| {MODEL} | bf16 |" in (folder / "speed.md").read_text()
+    assert (folder / "speed.md").read_text().count(f"| {MODEL} | bf16 |") == 2
 
 
 @pytest.mark.slow  # shares the run of the test above
