@@ -33,7 +33,7 @@ def kind_of(event: Any) -> tuple[str, float]:
     """What an operation counts as, and its FLOP if it is a product; event: torch's, with shapes."""
     if event.key == "native times_transposed":
         return "products of small matrices, compiled (FLOP not counted)", 0.0
-    if event.key.startswith("_Native"):
+    if event.key.startswith(("_NativeSum", "_NativeGradient")):
         return "sums over quadruplets, compiled (FLOP not counted)", 0.0
     if event.key not in PRODUCTS:
         return "SiLU" if "silu" in event.key else "all else", 0.0

@@ -42,7 +42,7 @@ def library(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, s
             function = getattr(loaded, name)
             function.argtypes, function.restype = arguments, None
         loaded.ocpgem_quadruplet_memory.argtypes = [_POINTER]
-        loaded.ocpgem_quadruplet_memory.restype = _SIZE
+        loaded.ocpgem_quadruplet_memory.restype = loaded.ocpgem_quadruplet_arguments.restype = _SIZE
         made_of: str = loaded.ocpgem_sources().decode()
     except (AttributeError, OSError) as error:  # of another system, or of an earlier version of the sources
         return None, f"{_FILE} cannot be used ({one_line(error)}); run `make setup`"

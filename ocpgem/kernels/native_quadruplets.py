@@ -17,24 +17,27 @@ from ocpgem.kernels.native import functions
 
 _VECTOR, _ALIGNED = 8, 64
 """Channels that the functions handle together; where their memory begins."""
+_TABLES = ("x", "of_inner", "of_outer", "polar", "spherical")
 
 
 class _Both(ctypes.Structure):
+    """`Both` of quadruplets.c: where numbers lie, and where their tangents do; None where not."""
+
     _fields_ = [("value", ctypes.c_void_p), ("tangent", ctypes.c_void_p)]
 
 
-_TABLES = ("x", "of_inner", "of_outer", "polar", "spherical")
-_RESULTS = ("by_x", "by_inner", "by_outer", "by_polar", "by_spherical")
-
-
 class _Sum(ctypes.Structure):
+    """`Sum` of quadruplets.c, field by field."""
+
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("atoms", "middle", "degree", "inner", "channels", "rows", "n")),
         ("excluded", ctypes.c_void_p),
         ("members", ctypes.c_void_p),
         ("smallest", ctypes.c_float),
         ("noise", ctypes.c_float),
-        *((name, _Both) for name in (*_TABLES, "grad", "out", *_RESULTS)),
+        ("tables", _Both * 5),
+        ("grad", _Both),
+        ("results", _Both * 6),
     ]
 
 
@@ -64,41 +67,41 @@ class QuadrupletSums:
     def value(self, tables: Sequence[Tensor]) -> Tensor:
         """[n_atoms, degree, spherical_dim, channels]."""
         out = tables[0].new_zeros(*tables[4].shape[:3], tables[0].shape[3])
-        self._run(tables, None, out=_values([out])[0])
+        self._run(tables, _values(tables), _Both(), _values([out]))
         return out
 
     def gradients(self, grad: Tensor, tables: Sequence[Tensor], with_angles: bool) -> list[Tensor | None]:
         """Of all tables; with_angles: else those of x and spherical alone."""
         found = _zeros(tables, with_angles)
-        self._run(tables, None, grad=_values([grad])[0], **dict(zip(_RESULTS, _values(found), strict=True)))
+        self._run(tables, _values(tables), _Both(grad.data_ptr()), [_Both(), *_values(found)])
         return found
 
     def second_gradients(
         self, grad: Tensor, tables: Sequence[Tensor], of_gradients: Sequence[Tensor], with_angles: bool
     ) -> list[Tensor | None]:
         """What gradients of those of all tables give to grad and to all tables; with_angles: as above."""
-        both = [
-            _Both(table.data_ptr(), of_gradient.data_ptr())
-            for table, of_gradient in zip(tables, of_gradients, strict=True)
-        ]
         found = [torch.zeros_like(grad), *_zeros(tables, with_angles)]
-        results = [_Both(None, pointer.value) for pointer in _values(found)]
-        named = dict(zip(("out", *_RESULTS), results, strict=True))
-        self._run(tables, both, grad=_values([grad])[0], **named)
+        both = [_Both(*pair) for pair in zip(_pointers(tables), _pointers(of_gradients), strict=True)]
+        results = [_Both(None, pointer) for pointer in _pointers(found)]
+        self._run(tables, both, _Both(grad.data_ptr()), results)
         return found
 
-    def _run(self, tables: Sequence[Tensor], both: Sequence[_Both] | None, **others: _Both) -> None:
+    def _run(
+        self, tables: Sequence[Tensor], both: Sequence[_Both], grad: _Both, results: Sequence[_Both]
+    ) -> None:
+        """both: the tables, with tangents or without; results: the sum, then gradients of all tables."""
         x, _, of_outer, _, spherical = tables
         n_atoms, middle_degree, max_inner, channels = x.shape
-        given = dict(zip(_TABLES, both or _values(tables), strict=True))
         of = _Sum(
             atoms=n_atoms, middle=middle_degree, degree=of_outer.shape[2], inner=max_inner, channels=channels,
             rows=spherical.shape[2], n=self.n_spherical, excluded=self.excluded.data_ptr(),
-            members=self.members.data_ptr(), smallest=self.smallest, noise=self.noise, **given, **others,
+            members=self.members.data_ptr(), smallest=self.smallest, noise=self.noise, tables=tuple(both),
+            grad=grad, results=tuple(results),
         )  # fmt: skip
         library, threads = functions(), torch.get_num_threads()
+        assert library.ocpgem_quadruplet_arguments() == ctypes.sizeof(_Sum)
         of_thread = library.ocpgem_quadruplet_memory(ctypes.byref(of))
-        memory = torch.empty(threads * of_thread + _ALIGNED, dtype=torch.uint8)
+        memory = x.new_empty(threads * of_thread + _ALIGNED, dtype=torch.uint8)
         start = -(-memory.data_ptr() // _ALIGNED) * _ALIGNED
         library.ocpgem_quadruplet_sum(ctypes.byref(of), start, threads)
 
@@ -110,5 +113,9 @@ def _zeros(tables: Sequence[Tensor], with_angles: bool) -> list[Tensor | None]:
     ]
 
 
+def _pointers(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
 def _values(tensors: Sequence[Tensor | None]) -> list[_Both]:
-    return [_Both(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
+    return [_Both(pointer) for pointer in _pointers(tensors)]

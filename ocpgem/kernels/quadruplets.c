@@ -14,6 +14,8 @@
 
 #include "common.h"
 
+enum { ONE = 2 }; /* the number in each row of of_inner and of_outer that is 0 only of rows that pad the table */
+
 /* Numbers and, where they are asked for, what changes with them; NULL where not. */
 typedef struct {
     float *value, *tangent;
@@ -22,7 +24,8 @@ typedef struct {
 /* What is summed. The tables are contiguous:
  *   x [atoms][middle][inner][channels], of_inner [atoms][middle][inner][4 n + 1],
  *   of_outer [atoms][middle][degree][8 n + 1], polar [atoms][degree][n * n][middle], by azimuths,
- *   spherical [atoms][degree][rows][n * n], grad and out [atoms][degree][rows][channels]. */
+ *   spherical [atoms][degree][rows][n * n], grad and out [atoms][degree][rows][channels].
+ * Fields are those of _Sum in native_quadruplets.py. */
 typedef struct {
     int64_t atoms, middle, degree, inner, channels, rows, n;
     const int64_t *excluded; /* [atoms][middle][degree], a row d, or `inner` */
@@ -39,11 +42,12 @@ typedef struct {
     Both x_columns;      /* [middle][channels][padded] */
     Both weights;        /* [middle][azimuths][padded], W */
     Both sums;           /* [middle][azimuths][channels], A */
-    Both by_polar_rows;  /* [n * n][channels], what spherical meets, by rows of polar */
+    Both polar_sums;     /* [n * n][channels], sums over b of polar A, by rows of polar */
     Both harmonics;      /* the same by columns of spherical */
     Both columns;        /* [channels][n * n, padded], `harmonics` in columns */
-    /* Gradients: of spherical, in padded rows; of `harmonics` and of `by_polar_rows`; of a row of of_outer. */
-    Both by_spherical, by_columns, by_harmonics, by_sums, by_weights, by_row, by_turns, by_inverse;
+    /* Gradients: of spherical, [rows][n * n, padded]; of `harmonics`, `polar_sums`, `sums`; of the weights of one
+     * middle edge; of a row of of_outer; of `turns` and `inverse`. */
+    Both by_spherical, by_harmonics, by_polar_sums, by_sums, by_weights, by_row, by_turns, by_inverse;
     float *masks; /* [middle][3][padded]: 1 unless d is c; the sign of the angle; where it has none, its cosine's */
     int64_t *count;     /* [middle], rows d */
     int64_t *is_read;   /* [middle], whether c has a row there */
@@ -53,7 +57,7 @@ typedef struct {
 INLINE int64_t up(int64_t n) { return (n + WIDTH - 1) / WIDTH * WIDTH; }
 
 /* Whether gradients of angles are asked for, that is of of_inner, of_outer and polar, all or none. */
-INLINE int64_t with_angles(const Sum *of) { return of->by_polar.value || of->by_polar.tangent; }
+INLINE int with_angles(const Sum *of) { return of->by_polar.value || of->by_polar.tangent; }
 
 INLINE Both from(Both x, int64_t place) {
     Both found = {x.value ? x.value + place : NULL, x.tangent ? x.tangent + place : NULL};
@@ -69,65 +73,61 @@ INLINE float dot(const float *a, const float *b, int64_t n) {
     return sum_of(total);
 }
 
-/* A matrix in memory: element [r][k] is at + r * row + k * term. */
+/* out[r][c] = sum over k of a[r][k] b[k][c], to which what is there is added or not. Rows of `out` and b are
+ * contiguous, a[r][k] is at a + r * a_row + k * a_term; columns: a multiple of WIDTH. */
 typedef struct {
-    Both at;
-    int64_t row, term;
-} Matrix;
+    float *out;
+    const float *a, *b;
+    int64_t out_row, a_row, a_term, b_row, rows, terms, columns;
+    int add;
+} Product;
 
-INLINE Matrix matrix(Both at, int64_t row, int64_t term) {
-    Matrix found = {at, row, term};
-    return found;
-}
-
-INLINE void tile(float *out, int64_t out_row, const float *a, int64_t row, int64_t term, const float *b, int64_t b_row,
-                 int64_t terms, int rows, int vectors, int add) {
+INLINE void tile(const Product *of, int64_t r, int64_t c, int rows, int vectors) {
     Vector sums[4][2] = {{{0}}};
-    for (int64_t k = 0; k < terms; k++)
-        for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++) sums[r][v] += a[r * row + k * term] * load(b + k * b_row + v * WIDTH);
-    for (int r = 0; r < rows; r++) {
+    const float *a = of->a + r * of->a_row, *b = of->b + c;
+    for (int64_t k = 0; k < of->terms; k++)
+        for (int i = 0; i < rows; i++)
+            for (int v = 0; v < vectors; v++)
+                sums[i][v] += a[i * of->a_row + k * of->a_term] * load(b + k * of->b_row + v * WIDTH);
+    for (int i = 0; i < rows; i++) {
         for (int v = 0; v < vectors; v++) {
-            float *to = out + r * out_row + v * WIDTH;
-            store(to, add ? load(to) + sums[r][v] : sums[r][v]);
+            float *to = of->out + (r + i) * of->out_row + c + v * WIDTH;
+            store(to, of->add ? load(to) + sums[i][v] : sums[i][v]);
         }
     }
 }
 
-/* out[r][c] = sum over k of a[r][k] b[k][c], to which what is there is added or not; columns: a multiple of WIDTH. */
-FOR_EACH_CPU static void times(float *out, int64_t out_row, const float *a, int64_t row, int64_t term, const float *b,
-                               int64_t b_row, int64_t rows, int64_t terms, int64_t columns, int add) {
-    for (int64_t c = 0; c < columns;) {
-        int two = c + 2 * WIDTH <= columns;
-        for (int64_t r = 0; r < rows;) {
-            int four = r + 4 <= rows;
-            float *to = out + r * out_row + c;
-            const float *left = a + r * row;
+FOR_EACH_CPU static void times(const Product *of) {
+    for (int64_t c = 0; c < of->columns;) {
+        int two = c + 2 * WIDTH <= of->columns;
+        for (int64_t r = 0; r < of->rows;) {
+            int four = r + 4 <= of->rows;
             if (four && two)
-                tile(to, out_row, left, row, term, b + c, b_row, terms, 4, 2, add);
+                tile(of, r, c, 4, 2);
             else if (two)
-                tile(to, out_row, left, row, term, b + c, b_row, terms, 1, 2, add);
+                tile(of, r, c, 1, 2);
             else if (four)
-                tile(to, out_row, left, row, term, b + c, b_row, terms, 4, 1, add);
+                tile(of, r, c, 4, 1);
             else
-                tile(to, out_row, left, row, term, b + c, b_row, terms, 1, 1, add);
+                tile(of, r, c, 1, 1);
             r += four ? 4 : 1;
         }
         c += two ? 2 * WIDTH : WIDTH;
     }
 }
 
-/* The same with tangents: that of a product of two is the sum of two products. */
-static void product(Both out, int64_t out_row, Matrix a, Both b, int64_t b_row, int64_t rows, int64_t terms,
-                    int64_t columns, int add) {
-    if (out.value)
-        times(out.value, out_row, a.at.value, a.row, a.term, b.value, b_row, rows, terms, columns, add);
-    if (!out.tangent) return;
-    if (a.at.tangent)
-        times(out.tangent, out_row, a.at.tangent, a.row, a.term, b.value, b_row, rows, terms, columns, add);
-    if (b.tangent)
-        times(out.tangent, out_row, a.at.value, a.row, a.term, b.tangent, b_row, rows, terms, columns,
-              add || a.at.tangent);
+static void times_if(Product of, float *out, const float *a, const float *b) {
+    if (!out || !a || !b) return;
+    of.out = out, of.a = a, of.b = b;
+    times(&of);
+}
+
+/* The product of matrices with tangents, whose tangent is the sum of two products; of: all but the matrices. */
+static void product(Both out, Both a, Both b, Product of) {
+    times_if(of, out.value, a.value, b.value);
+    times_if(of, out.tangent, a.tangent, b.value);
+    of.add |= a.tangent != NULL;
+    times_if(of, out.tangent, a.value, b.tangent);
 }
 
 /* to[c][r] = at[r][c] */
@@ -158,13 +158,13 @@ static int64_t lay_out(const Sum *of, uintptr_t base, Scratch *own) {
         {&own->inverse, middle * padded},
         {&own->weights, middle * azimuths * padded},
         {&own->sums, middle * azimuths * channels},
-        {&own->by_polar_rows, n * n * channels},
+        {&own->polar_sums, n * n * channels},
         {&own->harmonics, n * n * channels},
         {&own->x_columns, angles * middle * channels * padded},
         {&own->columns, gradient * channels * columns},
         {&own->by_spherical, gradient * of->rows * columns},
-        {&own->by_columns, gradient * n * n * channels},
         {&own->by_harmonics, gradient * n * n * channels},
+        {&own->by_polar_sums, gradient * n * n * channels},
         {&own->by_sums, gradient * middle * azimuths * channels},
         {&own->by_weights, angles * azimuths * padded},
         {&own->by_row, angles * up(8 * n + 1)},
@@ -199,7 +199,7 @@ static void begin(const Sum *of, Scratch *own, int64_t atom) {
         int64_t first = (atom * of->middle + b) * of->inner, count = 0;
         Both rows = from(of->of_inner, first * width);
         for (int64_t d = 0; d < of->inner; d++)
-            if (rows.value[d * width + 2] != 0) count = d + 1; /* of rows that pad the table, it is 0 */
+            if (rows.value[d * width + ONE] != 0) count = d + 1;
         own->count[b] = count;
         turn(from(own->turns, b * turns * padded), padded, rows, width, count, turns);
         turn(from(own->inverse, b * padded), padded, from(rows, turns), width, count, 1);
@@ -266,11 +266,11 @@ FOR_EACH_CPU static void evaluate(const Sum *of, Scratch *own, int64_t b, Both o
     for (int64_t d = 0; found && d < own->count[b]; d++) {
         float slope, bound = sine_at_least(of, outer.value[8 * n], inverse.value[d], &slope);
         for (int64_t m = 1; planar[d] != 0.0f && m < n; m++) {
-            float times = m % 2 ? (float)m : m * planar[d];
+            float multiple = m % 2 ? (float)m : m * planar[d];
             int64_t at = (n + m - 1) * padded + d;
-            w.value[at] = bound * times;
+            w.value[at] = bound * multiple;
             if (w.tangent)
-                w.tangent[at] = slope * times *
+                w.tangent[at] = slope * multiple *
                                 (outer.tangent[8 * n] * inverse.value[d] + outer.value[8 * n] * inverse.tangent[d]);
         }
     }
@@ -287,9 +287,9 @@ FOR_EACH_CPU static void angle_gradient(const Sum *of, Scratch *own, int64_t b, 
         float slope, value = 0.0f, tangent = 0.0f;
         sine_at_least(of, outer.value[last], inverse.value[d], &slope);
         for (int64_t m = 1; m < n; m++) {
-            float times = slope * (m % 2 ? (float)m : m * planar[d]);
-            value += times * grad.value[(n + m - 1) * padded + d];
-            if (grad.tangent) tangent += times * grad.tangent[(n + m - 1) * padded + d];
+            float multiple = slope * (m % 2 ? (float)m : m * planar[d]);
+            value += multiple * grad.value[(n + m - 1) * padded + d];
+            if (grad.tangent) tangent += multiple * grad.tangent[(n + m - 1) * padded + d];
         }
         by_outer.value[last] += value * inverse.value[d];
         by_inverse.value[d] += value * outer.value[last];
@@ -321,7 +321,7 @@ FOR_EACH_CPU static void angle_gradient(const Sum *of, Scratch *own, int64_t b, 
 FOR_EACH_CPU static void polar_gradient(const Sum *of, const Scratch *own, Both by_polar, int64_t first, int64_t rows,
                                         int64_t azimuth) {
     for (int64_t row = 0; row < rows; row++) {
-        Both grad = from(own->by_harmonics, (first + row) * of->channels);
+        Both grad = from(own->by_polar_sums, (first + row) * of->channels);
         for (int64_t b = 0; b < of->middle; b++) {
             Both sums = from(own->sums, (b * own->azimuths + azimuth) * of->channels);
             Both to = from(by_polar, (first + row) * of->middle + b);
@@ -350,26 +350,28 @@ static int sum_of_edge(const Sum *of, Scratch *own, int64_t atom, int64_t c) {
     for (int64_t b = 0; b < of->middle; b++) {
         int64_t middle = atom * of->middle + b, row = middle * of->degree + c;
         Both outer = from(of->of_outer, row * (8 * of->n + 1)), sums = from(own->sums, b * of_sums);
-        own->is_read[b] = own->count[b] > 0 && outer.value[2] != 0; /* of rows that pad the table, it is 0 */
+        own->is_read[b] = own->count[b] > 0 && outer.value[ONE] != 0;
         if (!own->is_read[b]) {
             clear(sums, of_sums);
             continue;
         }
         found = 1;
         evaluate(of, own, b, outer, of->excluded[row]);
-        product(sums, channels, matrix(from(own->weights, b * azimuths * own->padded), own->padded, 1),
-                from(of->x, middle * of->inner * channels), channels, azimuths, own->count[b], channels, 0);
+        product(sums, from(own->weights, b * azimuths * own->padded), from(of->x, middle * of->inner * channels),
+                (Product){.out_row = channels, .a_row = own->padded, .a_term = 1, .b_row = channels, .rows = azimuths,
+                          .terms = own->count[b], .columns = channels});
     }
     if (!found) return 0;
     Both polar = from(of->polar, edge * n2 * of->middle), spherical = from(of->spherical, edge * of->rows * n2);
     for (int64_t j = 0, first = 0; j < azimuths; first += rows_of(of, j++))
-        product(from(own->by_polar_rows, first * channels), channels,
-                matrix(from(polar, first * of->middle), of->middle, 1), from(own->sums, j * channels), of_sums,
-                rows_of(of, j), of->middle, channels, 0);
+        product(from(own->polar_sums, first * channels), from(polar, first * of->middle), from(own->sums, j * channels),
+                (Product){.out_row = channels, .a_row = of->middle, .a_term = 1, .b_row = of_sums,
+                          .rows = rows_of(of, j), .terms = of->middle, .columns = channels});
     for (int64_t row = 0; row < n2; row++)
-        copy(from(own->harmonics, of->members[row] * channels), from(own->by_polar_rows, row * channels), channels);
-    product(from(of->out, edge * of->rows * channels), channels, matrix(spherical, n2, 1), own->harmonics, channels,
-            of->rows, n2, channels, 0);
+        copy(from(own->harmonics, of->members[row] * channels), from(own->polar_sums, row * channels), channels);
+    product(from(of->out, edge * of->rows * channels), spherical, own->harmonics,
+            (Product){.out_row = channels, .a_row = n2, .a_term = 1, .b_row = channels, .rows = of->rows, .terms = n2,
+                      .columns = channels});
     return 1;
 }
 
@@ -382,29 +384,35 @@ static void gradient_of_edge(const Sum *of, Scratch *own, int64_t atom, int64_t 
 
     clear(own->columns, channels * columns);
     turn(own->columns, columns, own->harmonics, channels, n2, channels);
-    product(own->by_spherical, columns, matrix(grad, channels, 1), own->columns, columns, of->rows, channels, columns,
-            0);
+    product(own->by_spherical, grad, own->columns,
+            (Product){.out_row = columns, .a_row = channels, .a_term = 1, .b_row = columns, .rows = of->rows,
+                      .terms = channels, .columns = columns});
     for (int64_t row = 0; row < of->rows; row++)
         copy(from(of->by_spherical, (edge * of->rows + row) * n2), from(own->by_spherical, row * columns), n2);
 
-    product(own->by_columns, channels, matrix(from(of->spherical, edge * of->rows * n2), 1, n2), grad, channels, n2,
-            of->rows, channels, 0);
+    product(own->by_harmonics, from(of->spherical, edge * of->rows * n2), grad,
+            (Product){.out_row = channels, .a_row = 1, .a_term = n2, .b_row = channels, .rows = n2, .terms = of->rows,
+                      .columns = channels});
     for (int64_t row = 0; row < n2; row++)
-        copy(from(own->by_harmonics, row * channels), from(own->by_columns, of->members[row] * channels), channels);
+        copy(from(own->by_polar_sums, row * channels), from(own->by_harmonics, of->members[row] * channels), channels);
     for (int64_t j = 0, first = 0; j < azimuths; first += rows_of(of, j++)) {
-        product(from(own->by_sums, j * channels), of_sums, matrix(from(polar, first * of->middle), 1, of->middle),
-                from(own->by_harmonics, first * channels), channels, of->middle, rows_of(of, j), channels, 0);
+        product(from(own->by_sums, j * channels), from(polar, first * of->middle),
+                from(own->by_polar_sums, first * channels),
+                (Product){.out_row = of_sums, .a_row = 1, .a_term = of->middle, .b_row = channels, .rows = of->middle,
+                          .terms = rows_of(of, j), .columns = channels});
         if (with_angles(of)) polar_gradient(of, own, by_polar, first, rows_of(of, j), j);
     }
     for (int64_t b = 0; b < of->middle; b++) {
         if (!own->is_read[b]) continue;
         int64_t middle = atom * of->middle + b, row = (middle * of->degree + c) * (8 * of->n + 1);
         Both by_sums = from(own->by_sums, b * of_sums), weights = from(own->weights, b * azimuths * padded);
-        product(from(of->by_x, middle * of->inner * channels), channels, matrix(weights, 1, padded), by_sums, channels,
-                own->count[b], azimuths, channels, 1);
+        product(from(of->by_x, middle * of->inner * channels), weights, by_sums,
+                (Product){.out_row = channels, .a_row = 1, .a_term = padded, .b_row = channels, .rows = own->count[b],
+                          .terms = azimuths, .columns = channels, .add = 1});
         if (!with_angles(of)) continue;
-        product(own->by_weights, padded, matrix(by_sums, channels, 1),
-                from(own->x_columns, b * channels * padded), padded, azimuths, channels, padded, 0);
+        product(own->by_weights, by_sums, from(own->x_columns, b * channels * padded),
+                (Product){.out_row = padded, .a_row = channels, .a_term = 1, .b_row = padded, .rows = azimuths,
+                          .terms = channels, .columns = padded});
         clear(own->by_row, 8 * of->n + 1);
         angle_gradient(of, own, b, from(of->of_outer, row), own->by_row);
         copy(from(of->by_outer, row), own->by_row, 8 * of->n + 1);
@@ -421,6 +429,9 @@ static void finish(const Sum *of, const Scratch *own, int64_t atom) {
     }
 }
 
+/* By which native_quadruplets.py knows that its _Sum has the same fields. */
+int64_t ocpgem_quadruplet_arguments(void) { return sizeof(Sum); }
+
 /* How many bytes a thread needs. */
 int64_t ocpgem_quadruplet_memory(const Sum *of) {
     Scratch own;
@@ -430,6 +441,7 @@ int64_t ocpgem_quadruplet_memory(const Sum *of) {
 /* memory: what each of `threads` threads needs, aligned to 64 bytes. Tables have tangents all or none. */
 void ocpgem_quadruplet_sum(const Sum *of, void *memory, int threads) {
     if (threads > of->atoms) threads = (int)of->atoms;
+    if (threads < 1) return;
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
     for (int number = 0; number < threads; number++) {
         Scratch own;

@@ -1,6 +1,7 @@
 """Bias-free dense layers, residual blocks, scale factors and the initialisation they share (GemNet paper, appendix)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +38,19 @@ def he_orthogonal_(weight: Tensor) -> None:
 
 
 class ForceGradient:
-    """Says, to all parts of a model, when it differentiates its energy by positions to get forces."""
+    """Says when a model differentiates its energy by positions to get forces."""
 
     def __init__(self) -> None:
         self.is_taken = False
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Within the context the gradient is taken."""
+        self.is_taken = True
+        try:
+            yield
+        finally:
+            self.is_taken = False
 
 
 class Frugal:

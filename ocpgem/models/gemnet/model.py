@@ -75,15 +75,14 @@ class GemNet(nn.Module):
             wanted = structures.pos.requires_grad
             pos = structures.pos if wanted else structures.pos.detach().requires_grad_(True)
             moved = dataclasses.replace(structures, pos=pos)
-            only_for = None if wanted or structures.cell.requires_grad else self._force_gradient
+            # One of its own, as other threads may compute with this model.
+            own_forces = ForceGradient()
+            only_for = None if wanted or structures.cell.requires_grad else own_forces
             atom_energy, _ = self._atom_energies_and_direct_forces(moved, topology, only_for)
             energy = self._sum_over_atoms(atom_energy, topology)
             # Where ranks share the batch, this is the gradient of all their energies by this rank's positions.
-            self._force_gradient.is_taken = True
-            try:
+            with self._force_gradient.taken(), own_forces.taken():
                 (own,) = torch.autograd.grad(energy.sum(), pos, create_graph=differentiable)
-            finally:
-                self._force_gradient.is_taken = False
             gradient, energy = reduce(own, topology.part), reduce(energy, topology.part)
             if not differentiable:
                 gradient = gradient.detach()

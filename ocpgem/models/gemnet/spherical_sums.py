@@ -24,11 +24,13 @@ def sum_over_quadruplets(
 ) -> Tensor:
     """[n_atoms, degree, spherical_dim, channels]; tables: see `_sum_block`, of all atoms; only_for: see `Geometry`.
 
-    Both gradients compute again what is needed in between. From the third derivative on, all atoms are computed
-    together, and everything is kept.
+    Both gradients compute again what is needed in between; from the third derivative on, all atoms are computed
+    together, and everything is kept. Where `only_for` says who reads gradients by angles, that is by of_inner, of_outer
+    and polar, compiled functions give none (None) to others.
     """
     if QuadrupletSums.can(tables):
-        return _Native.apply(_Angles(excluded, n_spherical, only_for), *tables)
+        form = _Form(excluded.contiguous(), n_spherical, only_for)
+        return _NativeSum.apply(form, *(table.contiguous() for table in tables))
     x, _, of_outer, _, _ = tables
     of_one_atom = 2 * n_spherical * x.shape[1] * x.shape[2] * of_outer.shape[2]
     size = max(1, _BLOCK // max(1, of_one_atom))
@@ -102,66 +104,68 @@ def _of_size(sines: Tensor, cosine: Tensor, least: Tensor, distinct: Tensor) -> 
     return torch.addcmul(least.unsqueeze(1) * multiples, sines, signs.unsqueeze(1))
 
 
-class _Angles:
-    """What the compiled functions are told of the angles beside their tables."""
+class _Form:
+    """What is computed: the sum, and for whom gradients by angles are."""
 
     def __init__(self, excluded: Tensor, n_spherical: int, only_for: ForceGradient | None) -> None:
-        self.excluded, self.n_spherical, self._only_for = excluded, n_spherical, only_for
-        members = torch.tensor([s for same in azimuths(n_spherical) for s in same])
+        columns = [s for same in azimuths(n_spherical) for s in same]
+        members = torch.tensor(columns, device=excluded.device)
         self.sums = QuadrupletSums(n_spherical, members, excluded, _SMALLEST, rounding_noise(torch.float32))
+        self._only_for = only_for
 
     @property
-    def gradients_are_read(self) -> bool:
+    def angles_are_read(self) -> bool:
         """Whether anybody reads a gradient by the angles that is taken now."""
         return self._only_for is None or self._only_for.is_taken
 
 
-class _Native(torch.autograd.Function):
+class _NativeSum(torch.autograd.Function):
+    """The sum by compiled functions, of contiguous tables."""
+
     @staticmethod
-    def forward(ctx: Any, angles: _Angles, *tables: Tensor) -> Tensor:
-        tables = tuple(table.contiguous() for table in tables)
+    def forward(ctx: Any, form: _Form, *tables: Tensor) -> Tensor:
         ctx.save_for_backward(*tables)
-        ctx.angles = angles
-        return angles.sums.value(tables)
+        ctx.form = form
+        return form.sums.value(tables)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad[1:]
-        with_angles = any(wanted[1:4]) and ctx.angles.gradients_are_read
-        found = _NativeGradient.apply(ctx.angles, with_angles, grads[0], *ctx.saved_tensors)
+        form, wanted = ctx.form, ctx.needs_input_grad[1:]
+        with_angles = any(wanted[1:4]) and form.angles_are_read
+        # A copy is made here, where autograd sees it.
+        found = _NativeGradient.apply(form, with_angles, grads[0].contiguous(), *ctx.saved_tensors)
         return None, *(of if want else None for of, want in zip(found, wanted, strict=True))
 
 
 class _NativeGradient(torch.autograd.Function):
-    """The gradients of `_Native` by all tables, or None, as a function of the incoming gradient and of the tables."""
+    """The gradients of `_NativeSum` by all tables, or None, as a function of the incoming one and of the tables."""
 
     @staticmethod
     def forward(
-        ctx: Any, angles: _Angles, with_angles: bool, grad: Tensor, *tables: Tensor
+        ctx: Any, form: _Form, with_angles: bool, grad: Tensor, *tables: Tensor
     ) -> tuple[Tensor | None, ...]:
-        grad = grad.contiguous()
         ctx.save_for_backward(grad, *tables)
-        ctx.angles = angles
-        return tuple(angles.sums.gradients(grad, tables, with_angles))
+        ctx.form = form
+        return tuple(form.sums.gradients(grad, tables, with_angles))
 
     @staticmethod
     def backward(ctx: Any, *seconds: Tensor | None) -> tuple[Tensor | None, ...]:
-        (grad, *tables), angles, asked = ctx.saved_tensors, ctx.angles, ctx.needs_input_grad[2:]
+        (grad, *tables), form, asked = ctx.saved_tensors, ctx.form, ctx.needs_input_grad[2:]
         found: list[Tensor | None]
         if torch.is_grad_enabled():  # to be differentiated in turn
-            found = _differentiable_second_gradients(grad, angles, tables, seconds)
+            found = _differentiable_second_gradients(grad, form.sums, tables, seconds)
         else:
             of_gradients = [
                 torch.zeros_like(table) if second is None else second.contiguous()
                 for second, table in zip(seconds, tables, strict=True)
             ]
-            with_angles = any(asked[2:5]) and angles.gradients_are_read
-            found = angles.sums.second_gradients(grad, tables, of_gradients, with_angles)
+            with_angles = any(asked[2:5]) and form.angles_are_read
+            found = form.sums.second_gradients(grad, tables, of_gradients, with_angles)
         return None, None, *(of if ask else None for of, ask in zip(found, asked, strict=True))
 
 
 def _differentiable_second_gradients(
-    grad: Tensor, angles: _Angles, tables: Sequence[Tensor], seconds: Sequence[Tensor | None]
+    grad: Tensor, sums: QuadrupletSums, tables: Sequence[Tensor], seconds: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """As `QuadrupletSums.second_gradients`, with a graph of its own; None for what needs no gradient."""
     inputs = of_grad, *others = aliases(grad, *tables)
@@ -171,7 +175,7 @@ def _differentiable_second_gradients(
         if table.requires_grad and second is not None
     ]
     by, weights = zip(*pairs, strict=True)
-    value = _block_of(angles.n_spherical)(*others, angles.excluded)
+    value = _block_of(sums.n_spherical)(*others, sums.excluded)
     firsts = torch.autograd.grad(value, by, of_grad, create_graph=True, materialize_grads=True)
     found = iter(gradients(firsts, [of for of in inputs if of.requires_grad], weights, create_graph=True))
     return [next(found) if of.requires_grad else None for of in inputs]

@@ -1,6 +1,8 @@
 """Compiled sums over quadruplets: the numbers of torch's, alike for any number of threads and any padding."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from ocpgem import kernels
 from ocpgem.kernels import native
-from ocpgem.kernels.native_quadruplets import QuadrupletSums, _Both
+from ocpgem.kernels.native_quadruplets import QuadrupletSums
 from ocpgem.models.gemnet import spherical_sums
 from ocpgem.models.gemnet.geometry import all_geometry, pad_by_middle
 from ocpgem.models.gemnet.spherical_angles import SphericalAngles
@@ -25,16 +27,15 @@ STRUCTURES = GENERIC | DEGENERATE
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the compiled function was called for, of all gradients or of those that direct forces need."""
     found = []
-    original = QuadrupletSums._run
-
-    def noticing(self: QuadrupletSums, *given: object, **results: _Both) -> None:
-        of_polar = results.get("by_polar", _Both())
-        kind = "value" if "grad" not in results else "second gradients" if "out" in results else "gradients"
-        found.append(f"{kind} of all" if of_polar.value or of_polar.tangent else kind)
-        original(self, *given, **results)
-
     monkeypatch.setattr(kernels, "BACKEND", "native")
-    monkeypatch.setattr(QuadrupletSums, "_run", noticing)
+    for name in ("value", "gradients", "second_gradients"):
+        original = getattr(QuadrupletSums, name)
+
+        def noticing(*given: Any, original: Callable[..., Any] = original, kind: str = name) -> Any:
+            found.append(f"{kind} of all" if given[-1] is True else kind)
+            return original(*given)
+
+        monkeypatch.setattr(QuadrupletSums, name, noticing)
     return found
 
 
@@ -84,7 +85,7 @@ def test_numbers_are_those_of_torch(
 ) -> None:
     """A second derivative that is differentiated in turn is computed by torch, what depends on the first is not."""
     ours = derivatives(structure, torch.float32, orders, n_spherical)
-    assert runs == ["value", "gradients of all", "second gradients of all"]
+    assert runs == ["value", "gradients of all", "second_gradients of all"]
     monkeypatch.setattr(kernels, "BACKEND", "torch")
     exact = derivatives(structure, torch.float64, orders, n_spherical)
     for of_ours, of_exact in zip(ours, exact, strict=True):
@@ -126,6 +127,110 @@ def of_tables(tables: list[Tensor], excluded: Tensor, grad: Tensor) -> list[Tens
     return [value.detach(), *(of.detach() for of in firsts), *seconds]
 
 
+def assert_close(ours: list[Tensor], exact: list[Tensor]) -> None:
+    """Relative to the largest value of each tensor."""
+    for found, expected in zip(ours, exact, strict=True):
+        scale = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(found.to(expected.dtype), expected, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("height", [1e-3, 5e-5, 1e-6])
+def test_sines_of_planar_quadruplets_and_their_slopes_are_those_of_torch(
+    runs: list[str], monkeypatch: pytest.MonkeyPatch, height: float
+) -> None:
+    """With heights so small that the sine of a planar quadruplet, 1e-9 over both of them, is large or at its bound."""
+    torch.manual_seed(0)
+    tables, excluded = tables_of("lattice")
+    grad = torch.randn(*tables[4].shape[:3], tables[0].shape[3])
+    flat = of_tables(tables, excluded, grad)
+    for table in tables[1:3]:
+        table[..., -1] /= height
+    ours = of_tables(tables, excluded, grad)
+    assert (ours[0] - flat[0]).abs().max() > 1e-4
+    monkeypatch.setattr(kernels, "BACKEND", "torch")
+    exact = of_tables([table.double() for table in tables], excluded, grad.double())
+    slopes = exact[2][..., -1].abs().max(), exact[3][..., -1].abs().max()
+    assert all(slope > 0 for slope in slopes) or height == 1e-6  # at the bound there is no slope
+    assert_close(ours, exact)
+
+
+@pytest.mark.parametrize("orders", [2, 3])
+def test_copies_of_tables_and_gradients_can_be_differentiated(
+    runs: list[str], monkeypatch: pytest.MonkeyPatch, orders: int
+) -> None:
+    """Of what is not contiguous."""
+    torch.manual_seed(0)
+    given, excluded = tables_of("cells smaller than the cutoff")
+
+    def outputs() -> list[Tensor]:
+        leaves = [table.transpose(0, 1).contiguous().requires_grad_() for table in given]
+        factor = torch.tensor(1.5, requires_grad=True)
+        of_order: list[Tensor] = [
+            sum_over_quadruplets([leaf.transpose(0, 1) for leaf in leaves], excluded, 3)
+        ]
+        grads = [(factor * factor).expand_as(of_order[0])]
+        found = [of_order[0].detach()]
+        for order in range(1, orders + 1):
+            of_order = list(
+                torch.autograd.grad(
+                    of_order, [*leaves, factor], grads, create_graph=order < orders, materialize_grads=True
+                )
+            )
+            found += [of.detach() for of in of_order]
+            grads = [of.detach().sign() for of in of_order]
+        return found
+
+    ours = outputs()
+    assert ("second_gradients of all" in runs) == (orders == 2)
+    monkeypatch.setattr(kernels, "BACKEND", "torch")
+    assert_close(ours, outputs())
+
+
+def test_memory_is_on_the_cpu_whatever_the_default_device_is(runs: list[str]) -> None:
+    tables, excluded = tables_of("lattice")
+    expected = sum_over_quadruplets(tables, excluded, 3)
+    with torch.device("meta"):
+        assert torch.equal(sum_over_quadruplets(tables, excluded, 3), expected)
+    no_atoms = sum_over_quadruplets([table[:0] for table in tables], excluded[:0], 3)
+    assert no_atoms.shape == (0, *expected.shape[1:])
+    assert len(runs) == 4
+
+
+def test_threads_with_one_model_do_not_disturb_each_other(runs: list[str]) -> None:
+    """One takes its forces while the other has just taken its own."""
+    potential = random_potential(case_config("gemnet_Q", quadruplets={"in_dim": 8})).float()
+    batch = random_slabs((6, 4), torch.float32)
+    topology = topology_of(batch, potential.graph_spec)
+    expected = potential(batch, topology).forces.detach()
+
+    def differ(with_graph: bool) -> int:
+        with torch.set_grad_enabled(with_graph):
+            found = [potential(batch, topology).forces for _ in range(15)]
+        return sum(not torch.allclose(forces, expected, rtol=1e-4, atol=1e-5) for forces in found)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(differ, (False, False))) == [0, 0]
+        assert list(pool.map(differ, (True, False))) == [0, 0]
+
+
+@pytest.mark.parametrize("case", ["gemnet_Q", "gemnet_dQ", "gemnet_OC spherical"])
+def test_checkpointed_models_have_the_same_gradients(runs: list[str], case: str) -> None:
+    potential = random_potential(case_config(case, quadruplets={"in_dim": 8})).float().train()
+    batch = random_slabs((6, 4), torch.float32)
+    topology = topology_of(batch, potential.graph_spec)
+
+    def gradients() -> list[Tensor]:
+        predicted = potential(batch, topology)
+        loss = predicted.energy.sum() + predicted.forces.pow(2).sum()
+        return list(torch.autograd.grad(loss, list(potential.parameters()), materialize_grads=True))
+
+    expected, n_values = gradients(), runs.count("value")
+    potential.model.checkpoint_activations = True
+    for found, of_expected in zip(gradients(), expected, strict=True):
+        assert torch.equal(found, of_expected)
+    assert runs.count("value") > 2 * n_values
+
+
 def test_bits_do_not_depend_on_threads_or_padding(runs: list[str], threads: None) -> None:
     torch.manual_seed(0)
     tables, excluded = tables_of("cells smaller than the cutoff")
@@ -162,7 +267,7 @@ def test_bits_do_not_depend_on_threads_or_padding(runs: list[str], threads: None
     for of_larger, expected in zip(found, alone, strict=True):
         assert torch.equal(of_larger[tuple(slice(size) for size in expected.shape)], expected)
         assert of_larger.abs().sum() == pytest.approx(float(expected.abs().sum()), rel=1e-5)
-    assert runs == ["value"] + 3 * ["value", "gradients of all", "second gradients of all"]
+    assert runs == ["value"] + 3 * ["value", "gradients of all", "second_gradients of all"]
 
 
 def test_gradients_of_angles_are_not_computed_for_direct_forces(runs: list[str]) -> None:
@@ -214,8 +319,8 @@ def test_gradients_by_positions_are_taken_for_forces_and_for_who_reads_them(
 
     ours, n_blocks = outputs(), potential.config.n_blocks
     kinds = {kind: runs.count(kind) for kind in runs}
-    with_angles = {"gradients of all": 2 * n_blocks, "second gradients of all": n_blocks}
-    without = {"gradients of all": n_blocks, "gradients": n_blocks, "second gradients": n_blocks}
+    with_angles = {"gradients of all": 2 * n_blocks, "second_gradients of all": n_blocks}
+    without = {"gradients of all": n_blocks, "gradients": n_blocks, "second_gradients": n_blocks}
     assert kinds == {"value": n_blocks} | (with_angles if read else without)
     monkeypatch.setattr(kernels, "BACKEND", "torch")
     for found, expected in zip(ours, outputs(), strict=True):
