@@ -9,16 +9,15 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 KERNELS = Path("ocpgem/kernels")
+FILES = ("angular.c", "products.c", "quadruplets.c", "silu.c")
 # By which ocpgem/kernels/native.py refuses a library of other sources.
-SOURCES = hashlib.sha256(
-    b"".join((KERNELS / name).read_bytes() for name in ("common.h", "products.c", "quadruplets.c", "silu.c"))
-)
+SOURCES = hashlib.sha256(b"".join((KERNELS / name).read_bytes() for name in ("common.h", *FILES)))
 
 setup(
     ext_modules=[
         Extension(
             "ocpgem.kernels._native",
-            [str(KERNELS / name) for name in ("products.c", "quadruplets.c", "silu.c")],
+            [str(KERNELS / name) for name in FILES],
             define_macros=[("OCPGEM_SOURCES", f'"{SOURCES.hexdigest()}"')],
             extra_compile_args=[
                 "-O3",

@@ -22,8 +22,10 @@ from ocpgem import kernels
 from ocpgem.models.gemnet.activation import silu_and_gradient, silu_tangents, silu_terms
 from ocpgem.models.gemnet.products import times_transposed
 from ocpgem.models.gemnet.spherical_sums import sum_over_quadruplets
+from ocpgem.models.gemnet.triplets import angular_sum
 from ocpgem.parallel.device import keep_freed_memory
 
+Rows = Iterator[tuple[str, Callable[[], object]]]
 Pair = tuple[str, Callable[[], object], Callable[[], object]]
 ROWS = (1024, 512)
 """Of activations that are computed together; see `ocpgem.models.gemnet.in_blocks`."""
@@ -37,7 +39,7 @@ def by_torch(call: Callable[[], object]) -> Callable[[], object]:
     return with_torch
 
 
-def activations() -> Iterator[tuple[str, Callable[[], object]]]:
+def activations() -> Rows:
     x, grad, base = torch.randn(ROWS), torch.randn(ROWS), torch.randn(ROWS)
     yield "SiLU", lambda: silu_terms(x)
     yield "SiLU and residual", lambda: silu_terms(x, base=base, alpha=0.5)
@@ -46,7 +48,7 @@ def activations() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "tangents of SiLU", lambda: silu_tangents(x, base.clone(), grad)
 
 
-def products() -> Iterator[tuple[str, Callable[[], object]]]:
+def products() -> Rows:
     """What the gradient of `product` by its first factor takes, A B^T, with the widths of published models."""
     for left, right in (
         ((512, 16, 64), (512, 7, 64)),
@@ -59,7 +61,14 @@ def products() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"A B^T, {list(left)}, {list(right)}", lambda a=a, b=b: times_transposed(a, b)
 
 
-def quadruplets() -> Iterator[tuple[str, Callable[[], object]]]:
+def triplets(atoms: int, degree: int) -> Rows:
+    """Sums over triplets with the channels and functions of published models."""
+    x, harmonics = torch.rand(atoms, degree, 64), torch.rand(atoms, degree, 49)
+    leaves = [x.requires_grad_(), harmonics.requires_grad_()]
+    return derivatives(f"sum over triplets, {list(x.shape)}", leaves, lambda: angular_sum(x, harmonics, 7))
+
+
+def quadruplets() -> Rows:
     """Sums weighted by spherical harmonics, with the sizes of the published GemNet-Q, of 64 atoms."""
     n, atoms, middle, degree, inner, channels = 7, 64, 20, 20, 19, 32
     of_inner, of_outer = (
@@ -70,19 +79,21 @@ def quadruplets() -> Iterator[tuple[str, Callable[[], object]]]:
     given = [torch.rand(atoms, middle, inner, channels), of_inner, of_outer, polar, spherical]
     tables = [table.requires_grad_() for table in given]
     excluded = torch.randint(inner, (atoms, middle, degree))
+    return derivatives("sum over quadruplets", tables, lambda: sum_over_quadruplets(tables, excluded, n))
 
-    def value() -> torch.Tensor:
-        return sum_over_quadruplets(tables, excluded, n)
+
+def derivatives(name: str, leaves: list[torch.Tensor], value: Callable[[], torch.Tensor]) -> Rows:
+    """The value, its gradients by the leaves, and theirs."""
 
     def firsts(create_graph: bool) -> tuple[torch.Tensor, ...]:
         found = value()
-        return torch.autograd.grad(found, tables, torch.ones_like(found), create_graph=create_graph)
+        return torch.autograd.grad(found, leaves, torch.ones_like(found), create_graph=create_graph)
 
     def seconds() -> None:
         found = firsts(create_graph=True)
-        torch.autograd.grad(found, tables, [torch.ones_like(of) for of in found])
+        torch.autograd.grad(found, leaves, [torch.ones_like(of) for of in found])
 
-    yield "sum over quadruplets", value
+    yield name, value
     yield "the same with gradients", lambda: firsts(create_graph=False)
     yield "the same with gradients of gradients", seconds
 
@@ -107,7 +118,8 @@ def main() -> None:
     keep_freed_memory()
     print(f"{as_words(machine())}\n")
     print("| what | torch, ms | compiled, ms | torch / compiled |\n|---|---|---|---|")
-    pairs = [(name, call, by_torch(call)) for name, call in (*activations(), *products(), *quadruplets())]
+    sums = (*triplets(336, 20), *triplets(162, 52), *quadruplets())
+    pairs = [(name, call, by_torch(call)) for name, call in (*activations(), *products(), *sums)]
     for name, ours, torchs in (*pairs, exponentials()):
         seconds: tuple[list[float], list[float]] = ([], [])
         for _ in range(repeats):

@@ -16,14 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ocpgem.kernels.angular_triton import launch_accumulate, launch_read, launch_weigh
+from ocpgem import kernels
+from ocpgem.kernels import native, use_native, use_triton
+
+
+def can(weights: Tensor, x: Tensor) -> bool:
+    """Say whether kernels compute what starts from both, [..., n_functions] and [..., channels]."""
+    if x.dtype != weights.dtype:
+        return False
+    return use_triton(x) or (x.shape[-1] % native.WIDTH == 0 and use_native(weights, x))
 
 
 def accumulate(weights: Tensor, x: Tensor) -> Tensor:
     """The density of each atom: the sum over its edges of `x`, weighted by functions of each edge.
 
-    weights: [n_atoms, n_edges, n_functions], x: [n_atoms, n_edges, channels], zero-padded, both float32 or float64,
-    on a GPU unless Triton interprets. Returns [n_atoms, n_functions, channels]; products are never rounded to TF32.
+    weights: [n_atoms, n_edges, n_functions], x: [n_atoms, n_edges, channels], zero-padded, both of one type,
+    such that `can` says so. Returns [n_atoms, n_functions, channels]; products are never rounded to TF32.
     Can be differentiated any number of times.
     """
     found: Tensor = _Accumulate.apply(weights, x.unsqueeze(2))
@@ -46,7 +54,7 @@ class _Read(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, density: Tensor, n_degrees: int) -> Tensor:
         ctx.save_for_backward(weights, density)
-        return launch_read(weights.contiguous(), density.contiguous(), n_degrees)
+        return _launch_read(weights.contiguous(), density.contiguous(), n_degrees)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -62,7 +70,7 @@ class _Accumulate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(weights, values)
-        return launch_accumulate(weights.contiguous(), values.contiguous())
+        return _launch_accumulate(weights.contiguous(), values.contiguous())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -78,7 +86,7 @@ class _Weigh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, density: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(density, values)
-        return launch_weigh(density.contiguous(), values.contiguous())
+        return _launch_weigh(density.contiguous(), values.contiguous())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -86,3 +94,27 @@ class _Weigh(torch.autograd.Function):
         of_density = _Accumulate.apply(grads[0], values) if ctx.needs_input_grad[0] else None
         of_values = _Read.apply(grads[0], density, values.shape[2]) if ctx.needs_input_grad[1] else None
         return of_density, of_values
+
+
+def _launch_read(weights: Tensor, density: Tensor, n_degrees: int) -> Tensor:
+    if kernels.BACKEND != "triton":
+        return native.read(weights, density, n_degrees)
+    from ocpgem.kernels import angular_triton
+
+    return angular_triton.launch_read(weights, density, n_degrees)
+
+
+def _launch_accumulate(weights: Tensor, values: Tensor) -> Tensor:
+    if kernels.BACKEND != "triton":
+        return native.accumulate(weights, values)
+    from ocpgem.kernels import angular_triton
+
+    return angular_triton.launch_accumulate(weights, values)
+
+
+def _launch_weigh(density: Tensor, values: Tensor) -> Tensor:
+    if kernels.BACKEND != "triton":
+        return native.weigh(density, values)
+    from ocpgem.kernels import angular_triton
+
+    return angular_triton.launch_weigh(density, values)

@@ -23,9 +23,14 @@ _ARGUMENTS = {
     "ocpgem_silu_tangents": [_POINTER] * 6 + [_SIZE, _INT],
     "ocpgem_times_transposed": [_POINTER] * 3 + [_SIZE] * 8 + [_INT],
     "ocpgem_quadruplet_sum": [_POINTER, _POINTER, _INT],
+    "ocpgem_read": [_POINTER] * 3 + [_SIZE] * 5 + [_INT],
+    "ocpgem_accumulate": [_POINTER] * 3 + [_SIZE] * 5 + [_INT],
+    "ocpgem_weigh": [_POINTER] * 3 + [_SIZE] * 5 + [_INT],
 }
 _LEAST_TERMS, _MOST_COLUMNS = 8, 15
-_SOURCES = ("common.h", "products.c", "quadruplets.c", "silu.c")
+WIDTH = 8
+"""Channels that functions over channels compute together."""
+_SOURCES = ("common.h", "angular.c", "products.c", "quadruplets.c", "silu.c")
 _FILE = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 _RUNTIME = re.compile(r"lib(g|i|)omp\d?[-.].*")
 
@@ -118,6 +123,42 @@ def times_transposed(left: Tensor, right: Tensor) -> Tensor | None:
     functions().ocpgem_times_transposed(
         out.data_ptr(), left.data_ptr(), right.data_ptr(), n, rows, terms, columns,
         *left.stride()[:2], *right.stride()[:2], torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def read(weights: Tensor, density: Tensor, n_degrees: int) -> Tensor:
+    """As `angular_triton.launch_read`; channels: a multiple of `WIDTH`, as below."""
+    n_atoms, n_edges, n_functions = weights.shape
+    channels = density.shape[2]
+    out = weights.new_empty(n_atoms, n_edges, n_degrees, channels)
+    functions().ocpgem_read(
+        out.data_ptr(), weights.data_ptr(), density.data_ptr(), n_atoms, n_edges, n_functions, n_degrees,
+        channels, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def accumulate(weights: Tensor, values: Tensor) -> Tensor:
+    """As `angular_triton.launch_accumulate`."""
+    n_atoms, n_edges, n_functions = weights.shape
+    n_degrees, channels = values.shape[2:]
+    out = weights.new_empty(n_atoms, n_functions, channels)
+    functions().ocpgem_accumulate(
+        out.data_ptr(), weights.data_ptr(), values.data_ptr(), n_atoms, n_edges, n_functions, n_degrees,
+        channels, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def weigh(density: Tensor, values: Tensor) -> Tensor:
+    """As `angular_triton.launch_weigh`."""
+    n_atoms, n_edges, n_degrees, channels = values.shape
+    n_functions = density.shape[1]
+    out = density.new_empty(n_atoms, n_edges, n_functions)
+    functions().ocpgem_weigh(
+        out.data_ptr(), density.data_ptr(), values.data_ptr(), n_atoms, n_edges, n_functions, n_degrees,
+        channels, torch.get_num_threads(),
     )  # fmt: skip
     return out
 

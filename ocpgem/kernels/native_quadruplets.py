@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ocpgem.kernels import use_native
-from ocpgem.kernels.native import functions
+from ocpgem.kernels.native import WIDTH, functions
 
-_VECTOR, _ALIGNED = 8, 64
-"""Channels that the functions handle together; where their memory begins."""
+_ALIGNED = 64
+"""Where the memory of a thread begins."""
 _TABLES = ("x", "of_inner", "of_outer", "polar", "spherical")
 
 
@@ -62,7 +62,7 @@ class QuadrupletSums:
     @staticmethod
     def can(tables: Sequence[Tensor]) -> bool:
         """Say whether the functions compute what starts from these tables."""
-        return tables[0].shape[3] % _VECTOR == 0 and use_native(*tables)
+        return tables[0].shape[3] % WIDTH == 0 and use_native(*tables)
 
     def value(self, tables: Sequence[Tensor]) -> Tensor:
         """[n_atoms, degree, spherical_dim, channels]."""

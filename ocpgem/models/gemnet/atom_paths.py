@@ -6,7 +6,7 @@ from ocpgem.graph.topology import EdgeSet, Topology
 from ocpgem.models.gemnet.bases import TripletBasis
 from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import AtomAtomConfig, AtomEdgeConfig, GemNetConfig
-from ocpgem.models.gemnet.densities import density
+from ocpgem.models.gemnet.densities import density, read_degrees, read_together
 from ocpgem.models.gemnet.edge_ops import (
     from_source,
     gather_sources,
@@ -18,7 +18,7 @@ from ocpgem.models.gemnet.edge_ops import (
 from ocpgem.models.gemnet.fit_counts import mixed_triplets_per_edge
 from ocpgem.models.gemnet.layers import Dense, float32_region
 from ocpgem.models.gemnet.products import product
-from ocpgem.models.gemnet.triplets import Bilinear, EdgeMessages, EdgeUpdate, read_density
+from ocpgem.models.gemnet.triplets import Bilinear, EdgeMessages, EdgeUpdate
 
 
 def mixed_angular_sum(
@@ -36,8 +36,13 @@ def mixed_angular_sum(
     x: [n_incoming, channels]; harmonics, readers: of incoming and outgoing edges, padded by target. An edge that both
     graphs have (rows `common_*`) does not read itself. Returns [n_outgoing, n_spherical, channels].
     """
-    read = read_density(pad_by_target(x, incoming), harmonics, readers, n_spherical)
+    summed = density(harmonics, pad_by_target(x, incoming))
     own = x.index_select(0, common_incoming)
+    together = read_together(readers, summed)
+    if together is not None:
+        own_terms = own.unsqueeze(1) * x.new_tensor(self_product(n_spherical))[:, None]
+        return unpad(together, outgoing.slot).index_add(0, common_outgoing, own_terms, alpha=-1)
+    read = read_degrees(readers, summed, n_spherical)
     rows = [
         unpad(of_degree, outgoing.slot).index_add(0, common_outgoing, own, alpha=-value)
         for of_degree, value in zip(read, self_product(n_spherical), strict=True)

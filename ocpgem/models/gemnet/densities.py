@@ -3,17 +3,13 @@
 import torch
 from torch import Tensor
 
-from ocpgem.kernels import use_triton
+from ocpgem.kernels import angular, use_native
 from ocpgem.models.gemnet.products import product, transposed_product
 
 
 def density(weights: Tensor, x: Tensor) -> Tensor:
     """The sum over edges: [n, n_edges, n_functions], [n, n_edges, channels] -> [n, n_functions, channels]."""
-    if use_triton(x) and x.dtype == weights.dtype:
-        from ocpgem.kernels.angular import accumulate
-
-        return accumulate(weights, x)
-    return transposed_product(weights, x)
+    return angular.accumulate(weights, x) if angular.can(weights, x) else transposed_product(weights, x)
 
 
 def read_degrees(weights: Tensor, density: Tensor, n_spherical: int) -> list[Tensor]:
@@ -22,10 +18,8 @@ def read_degrees(weights: Tensor, density: Tensor, n_spherical: int) -> list[Ten
     weights: [n, n_edges, n_functions], density: [n, n_functions, channels], n_functions >= n_spherical^2. Up to
     2 n_spherical + 1 functions behind the harmonics are read together, as those of one more degree.
     """
-    if use_triton(density) and density.dtype == weights.dtype:
-        from ocpgem.kernels.angular import read
-
-        return list(torch.unbind(read(weights, density), dim=2))
+    if angular.can(weights, density):
+        return list(torch.unbind(angular.read(weights, density), dim=2))
     sizes = [2 * degree + 1 for degree in range(n_spherical)]
     if more := weights.shape[2] - n_spherical**2:
         sizes.append(more)
@@ -34,3 +28,13 @@ def read_degrees(weights: Tensor, density: Tensor, n_spherical: int) -> list[Ten
         product(weight, own)
         for weight, own in zip(weights.split(sizes, 2), density.split(sizes, 1), strict=True)
     ]
+
+
+def read_together(weights: Tensor, density: Tensor) -> Tensor | None:
+    """As `read_degrees`, [n, n_edges, n_degrees, channels]; None where degrees are computed one by one.
+
+    So it is on GPUs, where a constant of each degree would have to be sent there.
+    """
+    if use_native(weights, density) and angular.can(weights, density):
+        return angular.read(weights, density)
+    return None

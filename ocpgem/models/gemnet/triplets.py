@@ -11,7 +11,7 @@ from ocpgem.models.gemnet.activation import scaled_silu, skip_activated
 from ocpgem.models.gemnet.bases import TripletBasis
 from ocpgem.models.gemnet.basis import self_product
 from ocpgem.models.gemnet.config import GemNetConfig
-from ocpgem.models.gemnet.densities import density, read_degrees
+from ocpgem.models.gemnet.densities import density, read_degrees, read_together
 from ocpgem.models.gemnet.edge_ops import pad_by_target, reverse, stack, unpad
 from ocpgem.models.gemnet.filters import filtered
 from ocpgem.models.gemnet.fit_counts import triplets_per_edge
@@ -26,25 +26,21 @@ from ocpgem.models.gemnet.layers import (
 from ocpgem.models.gemnet.products import product
 
 
-def read_density(x: Tensor, harmonics: Tensor, readers: Tensor, n_spherical: int) -> list[Tensor]:
-    """Sum over the edges of each atom, weighted by the circular harmonics of the angle to each reading edge.
-
-    x: [n_atoms, degree, channels], harmonics: [n_atoms, degree, n_spherical^2] of the edges that are summed; readers:
-    [n_atoms, reading degree, n_spherical^2]; all zero-padded. The addition theorem splits the angle: edges are summed
-    into a density per atom, which each edge then reads. Returns [n_atoms, reading degree, channels] per degree l.
-    """
-    return read_degrees(readers, density(harmonics, x), n_spherical)
-
-
 def angular_sum(x: Tensor, harmonics: Tensor, n_spherical: int) -> Tensor:
     """Sum over the other edges of the same target, weighted by the circular harmonics of the angle between them.
 
-    H[a, e, l, c] = sum over f != e of Y_l0(angle(e, f)) x[a, f, c], where e and f are edges that end at atom a.
+    H[a, e, l, c] = sum over f != e of Y_l0(angle(e, f)) x[a, f, c], where e and f are edges that end at atom a. The
+    addition theorem splits the angle: edges are summed into a density per atom, which each edge then reads.
 
     x: [n_atoms, max_degree, channels], zero-padded; harmonics: [n_atoms, max_degree, n_spherical^2], zero-padded.
     Returns [n_atoms, max_degree, n_spherical, channels]; rows of the padding hold zeros.
     """
-    read = read_density(x, harmonics, harmonics, n_spherical)
+    summed = density(harmonics, x)
+    together = read_together(harmonics, summed)
+    if together is not None:
+        own_terms = x.new_tensor(self_product(n_spherical))[:, None]
+        return torch.addcmul(together, x.unsqueeze(2), own_terms, value=-1)
+    read = read_degrees(harmonics, summed, n_spherical)
     per_degree = [
         torch.sub(of_degree, x, alpha=own)
         for of_degree, own in zip(read, self_product(n_spherical), strict=True)

@@ -20,7 +20,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from ocpgem import kernels
 from ocpgem.graph.buckets import Buckets
 from ocpgem.graph.topology import Topology
-from ocpgem.kernels import angular, silu_triton
+from ocpgem.kernels import angular_triton, silu_triton
 from ocpgem.kernels.angular import accumulate, read
 from ocpgem.models.gemnet.activation import silu_and_gradient, silu_sum, silu_tangents, silu_terms
 from ocpgem.models.gemnet.config import GemNetConfig
@@ -180,7 +180,7 @@ def _smallest(case: str) -> GemNetConfig:
 def main() -> None:
     torch.manual_seed(0)
     for name in ("launch_accumulate", "launch_read", "launch_weigh"):
-        notice(angular, name)
+        notice(angular_triton, name)
     for name in ("silu", "silu_and_gradient", "silu_tangents"):
         notice(silu_triton, name)
     found = sums(torch.float64) | sums(torch.float32) | activations() | derivatives()

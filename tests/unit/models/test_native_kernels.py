@@ -175,7 +175,15 @@ def test_models_have_the_numbers_that_they_have_by_torch(
     batch = random_slabs((6, 4))
     topology = topology_of(batch, potential.graph_spec)
     started = []
-    for name in ("silu", "silu_and_gradient", "silu_tangents", "times_transposed"):
+    for name in (
+        "silu",
+        "silu_and_gradient",
+        "silu_tangents",
+        "times_transposed",
+        "read",
+        "accumulate",
+        "weigh",
+    ):
         function = getattr(native, name)
 
         def noticing(*given: object, function: Callable[..., object] = function, name: str = name) -> object:
@@ -193,9 +201,8 @@ def test_models_have_the_numbers_that_they_have_by_torch(
         return [predicted.energy.detach(), predicted.forces.detach(), *of_weights]
 
     ours = outputs()
-    wanted = {"silu", "silu_and_gradient", "times_transposed"} | (
-        {"silu_tangents"} if case == "gemnet_T" else set()
-    )
+    wanted = {"silu", "silu_and_gradient", "times_transposed", "read", "accumulate"}
+    wanted |= {"silu_tangents", "weigh"} if case == "gemnet_T" else set()
     assert wanted == set(started)
     monkeypatch.setattr(kernels, "BACKEND", "torch")
     for one, other in zip(ours, outputs(), strict=True):
