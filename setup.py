@@ -9,9 +9,10 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 KERNELS = Path("ocpgem/kernels")
+HEADERS = ("common.h", "product.h")
 FILES = ("angular.c", "products.c", "quadruplets.c", "silu.c")
 # By which ocpgem/kernels/native.py refuses a library of other sources.
-SOURCES = hashlib.sha256(b"".join((KERNELS / name).read_bytes() for name in ("common.h", *FILES)))
+SOURCES = hashlib.sha256(b"".join((KERNELS / name).read_bytes() for name in (*HEADERS, *FILES)))
 
 setup(
     ext_modules=[

@@ -179,9 +179,8 @@ def _kernels() -> Iterator[Check]:
         text = f"torch's own on GPUs; {kernels.ENVIRONMENT_VARIABLE}=triton tries Triton's (not measured yet)"
         yield Check("kernels", "ok", text)
     elif kernels.BACKEND == "native":
-        yield Check(
-            "kernels", "ok", "compiled functions for activations and some products; torch's own for the rest"
-        )
+        text = "compiled functions for activations, sums over angles, some products; torch's own for the rest"
+        yield Check("kernels", "ok", text)
     else:
         chosen = kernels.REASON.startswith(kernels.ENVIRONMENT_VARIABLE)
         yield Check("kernels", "ok" if chosen else "note", f"torch's own ({kernels.REASON})")

@@ -4,7 +4,7 @@
  * k has the degree floor(sqrt(k)), or 0 if there is only one. channels is a multiple of WIDTH. Every element is a sum in
  * the order of its terms, so rows of zeros, which pad the tables, change no digit of the others.
  */
-#include "common.h"
+#include "product.h"
 
 enum { LEAST_PER_THREAD = 200000 };
 
@@ -30,61 +30,30 @@ INLINE int64_t edges_of(const Angular *of, int64_t i) {
     return (last - first + of->functions - 1) / of->functions;
 }
 
-/* `rows` rows of out, `vectors` vectors of each: sums of a[r * a_row + k * a_term] b[k * b_row] over `terms` k. */
-INLINE void sums(float *out, int64_t out_row, const float *a, int64_t a_row, int64_t a_term, const float *b,
-                 int64_t b_row, int64_t terms, int rows, int vectors) {
-    Vector found[3][4] = {{{0}}};
-    for (int64_t k = 0; k < terms; k++)
-        for (int r = 0; r < rows; r++)
-            for (int v = 0; v < vectors; v++)
-                found[r][v] += a[r * a_row + k * a_term] * load(b + k * b_row + v * WIDTH);
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++) memcpy(out + r * out_row + v * WIDTH, &found[r][v], sizeof(Vector));
-}
-
-/* The same of any number of rows and columns. */
-INLINE void all_sums(float *out, int64_t out_row, const float *a, int64_t a_row, int64_t a_term, const float *b,
-                     int64_t b_row, int64_t terms, int64_t rows, int64_t columns) {
-    for (int64_t c = 0; c < columns;) {
-        int four = c + 4 * WIDTH <= columns;
-        for (int64_t r = 0; r < rows;) {
-            int three = r + 3 <= rows;
-            float *to = out + r * out_row + c;
-            const float *left = a + r * a_row;
-            if (three && four)
-                sums(to, out_row, left, a_row, a_term, b + c, b_row, terms, 3, 4);
-            else if (four)
-                sums(to, out_row, left, a_row, a_term, b + c, b_row, terms, 1, 4);
-            else if (three)
-                sums(to, out_row, left, a_row, a_term, b + c, b_row, terms, 3, 1);
-            else
-                sums(to, out_row, left, a_row, a_term, b + c, b_row, terms, 1, 1);
-            r += three ? 3 : 1;
-        }
-        c += four ? 4 * WIDTH : WIDTH;
-    }
-}
-
-FOR_EACH_CPU static void read_one(const Angular *of, int64_t i) {
+static void read_one(const Angular *of, int64_t i) {
     int64_t channels = of->channels, row = of->degrees * channels, edges = edges_of(of, i);
     const float *weights = of->weights + i * of->edges * of->functions;
     const float *density = of->density + i * of->functions * channels;
     float *out = of->out + i * of->edges * row;
     for (int64_t degree = 0; degree < of->degrees; degree++) {
         int64_t k = first_of(of, degree);
-        all_sums(out + degree * channels, row, weights + k, of->functions, 1, density + k * channels, channels,
-                 behind(of, degree) - k, edges, channels);
+        Product product = {.out = out + degree * channels, .a = weights + k, .b = density + k * channels,
+                           .out_row = row, .a_row = of->functions, .a_term = 1, .b_row = channels, .rows = edges,
+                           .terms = behind(of, degree) - k, .columns = channels};
+        times(&product);
     }
     memset(out + edges * row, 0, (of->edges - edges) * row * sizeof(float));
 }
 
-FOR_EACH_CPU static void accumulate_one(const Angular *of, int64_t i) {
+static void accumulate_one(const Angular *of, int64_t i) {
     int64_t channels = of->channels, row = of->degrees * channels, edges = edges_of(of, i);
     const float *weights = of->weights + i * of->edges * of->functions, *values = of->values + i * of->edges * row;
     for (int64_t degree = 0; degree < of->degrees; degree++) {
         int64_t k = first_of(of, degree);
-        all_sums(of->out + (i * of->functions + k) * channels, channels, weights + k, 1, of->functions,
-                 values + degree * channels, row, edges, behind(of, degree) - k, channels);
+        Product product = {.out = of->out + (i * of->functions + k) * channels, .a = weights + k,
+                           .b = values + degree * channels, .out_row = channels, .a_row = 1, .a_term = of->functions,
+                           .b_row = row, .rows = behind(of, degree) - k, .terms = edges, .columns = channels};
+        times(&product);
     }
 }
 

@@ -25,6 +25,8 @@ INLINE Vector load(const float *from) {
     return found;
 }
 
+INLINE void store(float *to, Vector x) { memcpy(to, &x, sizeof x); }
+
 INLINE float sum_of(Vector x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
 
 #endif

@@ -30,7 +30,7 @@ _ARGUMENTS = {
 _LEAST_TERMS, _MOST_COLUMNS = 8, 15
 WIDTH = 8
 """Channels that functions over channels compute together."""
-_SOURCES = ("common.h", "angular.c", "products.c", "quadruplets.c", "silu.c")
+_SOURCES = ("common.h", "product.h", "angular.c", "products.c", "quadruplets.c", "silu.c")
 _FILE = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
 _RUNTIME = re.compile(r"lib(g|i|)omp\d?[-.].*")
 
