@@ -35,6 +35,8 @@ def kind_of(event: Any) -> tuple[str, float]:
         return "products of small matrices, compiled (FLOP not counted)", 0.0
     if event.key.startswith(("_NativeSum", "_NativeGradient")):
         return "sums over quadruplets, compiled (FLOP not counted)", 0.0
+    if event.key in ("native read", "native accumulate", "native weigh"):
+        return "sums over angles, compiled (FLOP not counted)", 0.0
     if event.key not in PRODUCTS:
         return "SiLU" if "silu" in event.key else "all else", 0.0
     left, right = [shape for shape in event.input_shapes if len(shape) >= 2][-2:]
@@ -45,7 +47,15 @@ def kind_of(event: Any) -> tuple[str, float]:
 
 def show_compiled_functions() -> None:
     """Let the profiler see the compiled functions, which are no operations of torch's."""
-    for name in ("silu", "silu_and_gradient", "silu_tangents", "times_transposed"):
+    for name in (
+        "silu",
+        "silu_and_gradient",
+        "silu_tangents",
+        "times_transposed",
+        "read",
+        "accumulate",
+        "weigh",
+    ):
         setattr(native, name, record_function(f"native {name}")(getattr(native, name)))
 
 

@@ -1,9 +1,10 @@
 """Kernels behind a few functions of the models, in place of torch's own operations.
 
-On a CPU compiled functions (`native`) compute activations, sums over angles and some products of small matrices where
-set-up could compile them. On a GPU Triton computes activations and sums over angles if `OCPGEM_KERNELS=triton` is set, which turns
-the compiled functions off: no GPU has timed these kernels, so they are not the default. With TRITON_INTERPRET=1 they
-run on a CPU, slowly: that is for tests. `OCPGEM_KERNELS=torch` leaves all to torch.
+On a CPU compiled functions (`native`, `native_quadruplets`) compute activations, sums over angles and some products of
+small matrices where set-up could compile them. On a GPU Triton computes activations and sums over angles if
+`OCPGEM_KERNELS=triton` is set, which turns the compiled functions off: no GPU has timed these kernels, so they are not
+the default. With TRITON_INTERPRET=1 they run on a CPU, slowly: that is for tests. `OCPGEM_KERNELS=torch` leaves all to
+torch.
 """
 
 import os

@@ -15,7 +15,7 @@ _EDGES = 16
 """Edges of a block."""
 
 
-def launch_read(weights: Tensor, density: Tensor, n_degrees: int) -> Tensor:
+def read(weights: Tensor, density: Tensor, n_degrees: int) -> Tensor:
     """[n_atoms, n_edges, n_functions], [n_atoms, n_functions, channels] -> [n_atoms, n_edges, n_degrees, channels]."""
     n_atoms, n_edges, n_functions = weights.shape
     channels = density.shape[2]
@@ -29,7 +29,7 @@ def launch_read(weights: Tensor, density: Tensor, n_degrees: int) -> Tensor:
     return out
 
 
-def launch_accumulate(weights: Tensor, values: Tensor) -> Tensor:
+def accumulate(weights: Tensor, values: Tensor) -> Tensor:
     """[n_atoms, n_edges, n_functions], [n_atoms, n_edges, n_degrees, channels] -> [n_atoms, n_functions, channels]."""
     n_atoms, n_edges, n_functions = weights.shape
     n_degrees, channels = values.shape[2:]
@@ -44,7 +44,7 @@ def launch_accumulate(weights: Tensor, values: Tensor) -> Tensor:
     return out
 
 
-def launch_weigh(density: Tensor, values: Tensor) -> Tensor:
+def weigh(density: Tensor, values: Tensor) -> Tensor:
     """[n_atoms, n_functions, channels], [n_atoms, n_edges, n_degrees, channels] -> [n_atoms, n_edges, n_functions]."""
     n_atoms, n_edges, n_degrees, channels = values.shape
     n_functions = density.shape[1]

@@ -1,4 +1,4 @@
-"""SiLU with its derivatives, and A B^T of many small matrices, on a CPU: the functions of silu.c and products.c.
+"""SiLU with its derivatives, A B^T of many small matrices, sums over angles, on a CPU: silu.c, products.c, angular.c.
 
 torch reads and writes activations once for each operation, and its exponential takes longer. Tensors are float32 and on
 the CPU. `benchmarks/native_kernels.py` measures all of it beside torch's operations.
@@ -9,6 +9,7 @@ import hashlib
 import re
 import sysconfig
 from functools import cache
+from math import isqrt
 from pathlib import Path
 
 import torch
@@ -128,9 +129,10 @@ def times_transposed(left: Tensor, right: Tensor) -> Tensor | None:
 
 
 def read(weights: Tensor, density: Tensor, n_degrees: int) -> Tensor:
-    """As `angular_triton.launch_read`; channels: a multiple of `WIDTH`, as below."""
+    """As `angular_triton.read`; tensors are contiguous and channels a multiple of `WIDTH`, as below."""
     n_atoms, n_edges, n_functions = weights.shape
     channels = density.shape[2]
+    _require_sizes(density, (n_atoms, n_functions, channels), n_functions, n_degrees)
     out = weights.new_empty(n_atoms, n_edges, n_degrees, channels)
     functions().ocpgem_read(
         out.data_ptr(), weights.data_ptr(), density.data_ptr(), n_atoms, n_edges, n_functions, n_degrees,
@@ -140,9 +142,10 @@ def read(weights: Tensor, density: Tensor, n_degrees: int) -> Tensor:
 
 
 def accumulate(weights: Tensor, values: Tensor) -> Tensor:
-    """As `angular_triton.launch_accumulate`."""
+    """As `angular_triton.accumulate`."""
     n_atoms, n_edges, n_functions = weights.shape
     n_degrees, channels = values.shape[2:]
+    _require_sizes(values, (n_atoms, n_edges, n_degrees, channels), n_functions, n_degrees)
     out = weights.new_empty(n_atoms, n_functions, channels)
     functions().ocpgem_accumulate(
         out.data_ptr(), weights.data_ptr(), values.data_ptr(), n_atoms, n_edges, n_functions, n_degrees,
@@ -152,15 +155,26 @@ def accumulate(weights: Tensor, values: Tensor) -> Tensor:
 
 
 def weigh(density: Tensor, values: Tensor) -> Tensor:
-    """As `angular_triton.launch_weigh`."""
+    """As `angular_triton.weigh`."""
     n_atoms, n_edges, n_degrees, channels = values.shape
     n_functions = density.shape[1]
+    _require_sizes(density, (n_atoms, n_functions, channels), n_functions, n_degrees)
     out = density.new_empty(n_atoms, n_edges, n_functions)
     functions().ocpgem_weigh(
         out.data_ptr(), density.data_ptr(), values.data_ptr(), n_atoms, n_edges, n_functions, n_degrees,
         channels, torch.get_num_threads(),
     )  # fmt: skip
     return out
+
+
+def _require_sizes(of: Tensor, sizes: tuple[int, ...], n_functions: int, n_degrees: int) -> None:
+    """Raise ValueError for a tensor of other sizes than those of the other one, which is read by its address alone."""
+    if tuple(of.shape) != sizes or sizes[-1] % WIDTH:
+        raise ValueError(
+            f"sizes are {list(of.shape)}; they must be {list(sizes)}, the last a multiple of {WIDTH}"
+        )
+    if n_degrees not in (1, 1 + isqrt(n_functions - 1)):
+        raise ValueError(f"{n_functions} functions are not of {n_degrees} degrees")
 
 
 def functions() -> ctypes.CDLL:

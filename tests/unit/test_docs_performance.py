@@ -11,18 +11,21 @@ TEXT = (ROOT / "docs" / "performance.md").read_text()
 RECORD = (RESULTS / "speed.md").read_text()
 FOUND: dict[str, Any] = json.loads((RESULTS / "speed.json").read_text())
 FOUR: dict[str, Any] = json.loads((RESULTS / "speed_four_systems.json").read_text())
+LARGE: dict[str, Any] = json.loads((RESULTS / "speed_large.json").read_text())
+COMPILED: dict[str, Any] = json.loads((RESULTS / "speed_compiled.json").read_text())
 
 
 def test_tables_are_those_of_the_record() -> None:
     """`python benchmarks/recorded.py docs/performance.md speed` copies them."""
     assert with_recorded_tables(TEXT, [RECORD]) == TEXT
     copied = [first for first in tables(TEXT) if first in tables(RECORD)]
-    assert [first.split("|")[1].strip() for first in copied] == ["its / ours", "model"]
+    assert [first.split("|")[1].strip() for first in copied] == ["its / ours", "model", "model"]
 
 
 def test_records_are_what_follows_from_their_numbers() -> None:
     assert as_table(FOUND) == RECORD
-    assert as_table(FOUR) == (RESULTS / "speed_four_systems.md").read_text()
+    for found, name in ((FOUR, "four_systems"), (LARGE, "large"), (COMPILED, "compiled")):
+        assert as_table(found) == (RESULTS / f"speed_{name}.md").read_text()
 
 
 def test_steps_over_their_floors_are_those_of_the_record() -> None:
@@ -55,3 +58,34 @@ def test_ratios_of_four_slabs_are_those_of_their_record() -> None:
     steps, passes = (" and ".join(ratios) for ratios in times.values())
     assert f"one measurement): {usual} (GemNet-dT, -OC), {sparing} with recomputation" in TEXT
     assert f"steps are {steps} times as fast, forward passes {passes} times" in TEXT
+
+
+def ratios(name: str) -> tuple[str, str, str]:
+    """Steps and forward passes, its over ours, and memory, ours over its, of the record of large models."""
+    ours, its = LARGE["models"][name]["highest"], LARGE["released"][name]["float32"]
+    times = [f"{its[key] / ours[key]:.2f}" for key in ("step_s", "forward_s")]
+    return times[0], times[1], f"{ours['peak_process_gb'] / its['peak_process_gb']:.2f}"
+
+
+def test_large_models_and_quadruplets_are_those_of_their_record() -> None:
+    steps, passes, memory = ratios("GemNet-Q in the OC code")
+    shown = (
+        f"steps {steps} times (target 2), forward passes {passes} times as fast, with {memory} of the memory"
+    )
+    assert shown in TEXT
+    alone = LARGE["models"]["TUM GemNet-Q"]["highest"]
+    assert (
+        f"The molecule model Q itself takes {alone['step_s']:.2f} s a step, of {alone['atoms']} atoms" in TEXT
+    )
+    pairs = zip(ratios("GemNet-OC-Large"), ratios("GemNet-XL"), strict=True)
+    steps, passes, memory = (f"{large} and {wide}" for large, wide in pairs)
+    shown = f"steps {steps} times, forward passes {passes} times as fast, with {memory} of the memory"
+    assert shown in TEXT
+
+
+def test_compiled_steps_are_those_of_their_record() -> None:
+    ways = COMPILED["models"]["GemNet-dT"]
+    blocks, full, usual = (ways[way] for way in ("blocks", "full", "highest"))
+    shown = f"{blocks['step_s']:.2f} and {full['step_s']:.2f} s instead of {usual['step_s']:.2f} a step"
+    assert shown in TEXT
+    assert f"filled up from {usual['atoms']} to {full['atoms']} atoms" in TEXT

@@ -31,9 +31,9 @@ def read_degrees(weights: Tensor, density: Tensor, n_spherical: int) -> list[Ten
 
 
 def read_together(weights: Tensor, density: Tensor) -> Tensor | None:
-    """As `read_degrees`, [n, n_edges, n_degrees, channels]; None where degrees are computed one by one.
+    """As `read_degrees`, [n, n_edges, n_degrees, channels]; None where compiled functions do not compute it.
 
-    So it is on GPUs, where a constant of each degree would have to be sent there.
+    On GPUs, a constant of each degree, as what is then subtracted has, would have to be sent there.
     """
     if use_native(weights, density) and angular.can(weights, density):
         return angular.read(weights, density)

@@ -38,7 +38,10 @@ def he_orthogonal_(weight: Tensor) -> None:
 
 
 class ForceGradient:
-    """Says when a model differentiates its energy by positions to get forces."""
+    """Says when a model differentiates its energy by positions to get forces.
+
+    The one that a model's chains share is right for threads that evaluate with one model, not for two that train it.
+    """
 
     def __init__(self) -> None:
         self.is_taken = False

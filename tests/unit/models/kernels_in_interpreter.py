@@ -179,20 +179,20 @@ def _smallest(case: str) -> GemNetConfig:
 
 def main() -> None:
     torch.manual_seed(0)
-    for name in ("launch_accumulate", "launch_read", "launch_weigh"):
+    for name in ("accumulate", "read", "weigh"):
         notice(angular_triton, name)
     for name in ("silu", "silu_and_gradient", "silu_tangents"):
         notice(silu_triton, name)
     found = sums(torch.float64) | sums(torch.float32) | activations() | derivatives()
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         found |= passes(dtype)
-    direct = {"launch_accumulate", "launch_read", "silu", "silu_and_gradient"}
-    by_gradients = direct | {"launch_weigh", "silu_tangents"}
+    direct = {"accumulate", "read", "silu", "silu_and_gradient"}
+    by_gradients = direct | {"weigh", "silu_tangents"}
     for case, wanted in (
         ("gemnet_dT", direct),
         ("gemnet_T", by_gradients),
         ("gemnet_Q", by_gradients),
-        ("gemnet_OC", direct | {"launch_weigh"}),  # its sums over atoms, by radial functions that are trained
+        ("gemnet_OC", direct | {"weigh"}),  # its sums over atoms, by radial functions that are trained
         ("gemnet_OC gradient", by_gradients),
     ):
         found |= model(case, wanted)

@@ -45,7 +45,7 @@ def products(weights: Tensor, densities: Tensor, values: Tensor) -> list[Tensor]
 
 SIZES = [
     (3, 5, 49, 7, 64), (2, 1, 1, 1, 8), (4, 7, 11, 4, 40), (1, 9, 51, 8, 32), (5, 8, 7, 1, 224),
-    (2, 3, 4, 2, 16), (0, 3, 4, 2, 8), (2, 0, 4, 2, 8), (600, 3, 9, 3, 8),
+    (2, 3, 4, 2, 16), (0, 3, 4, 2, 8), (2, 0, 4, 2, 8), (600, 9, 16, 4, 8),
 ]  # fmt: skip
 
 
@@ -67,12 +67,12 @@ def test_products_are_what_they_say(sizes: tuple[int, ...], threads: None) -> No
 
 
 def test_bits_do_not_depend_on_threads_or_padding(threads: None) -> None:
-    weights, densities, values = tensors(40, 9, 25, 5, 24)
+    weights, densities, values = tensors(120, 9, 25, 5, 24)  # enough for three threads
     torch.set_num_threads(1)
     alone = products(weights, densities, values)
     torch.set_num_threads(3)
     assert all(torch.equal(*pair) for pair in zip(products(weights, densities, values), alone, strict=True))
-    wider = weights.new_zeros(40, 14, 25), values.new_zeros(40, 14, 5, 24)
+    wider = weights.new_zeros(120, 14, 25), values.new_zeros(120, 14, 5, 24)
     wider[0][:, :9], wider[1][:, :9] = weights, values
     read, accumulated, weighed = products(wider[0], densities, wider[1])
     assert torch.equal(read[:, :9], alone[0])
@@ -91,7 +91,7 @@ def test_no_numbers_stay_no_numbers() -> None:
 
 
 def test_all_derivatives_are_right() -> None:
-    """By differences in float64, for which torch stands in; and alike in float32."""
+    """Those of torch in float64, to the third."""
     weights, _, values = tensors(3, 5, 11, 1, 8)
     x, readers = values[:, :, 0], torch.randn(3, 6, 11)
 
@@ -126,3 +126,18 @@ def test_torch_computes_what_the_compiled_functions_do_not_know() -> None:
         assert angular.can(weights, x) == known
         torch.testing.assert_close(density(weights, x), weights.transpose(1, 2) @ x)
     assert not angular.can(torch.randn(2, 3, 4), torch.randn(2, 3, 8, dtype=torch.float64))
+
+
+def test_other_sizes_are_refused_before_anything_is_read() -> None:
+    weights, densities, values = tensors(2, 5, 9, 3, 8)
+    for call in (
+        lambda: native.read(weights, densities[:, :-1], 3),
+        lambda: native.read(weights, densities[:1], 3),
+        lambda: native.read(weights, densities, 2),
+        lambda: native.accumulate(weights, values[:, :-1]),
+        lambda: native.accumulate(weights, values[:, :, :-1]),
+        lambda: native.weigh(densities, values[:1]),
+        lambda: native.weigh(densities[..., :4].contiguous(), values[..., :4].contiguous()),
+    ):
+        with pytest.raises(ValueError, match=r"sizes are|functions are not"):
+            call()

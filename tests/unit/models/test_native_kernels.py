@@ -161,16 +161,16 @@ def test_torch_computes_what_the_compiled_functions_do_not_know(
 
 
 @needs_library
-@pytest.mark.parametrize("case", ["gemnet_dT", "gemnet_T", "gemnet_OC"])
+@pytest.mark.parametrize("case", ["gemnet_dT", "gemnet_T", "gemnet_OC", "gemnet_OC gradient"])
 def test_models_have_the_numbers_that_they_have_by_torch(
     by_native: None, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     """Energies, forces and gradients of all weights; gradient forces need second derivatives for those."""
-    wide = {"in_dim": 8, "circular_dim": 8, "out_dim": 8}
-    config = case_config(case)
-    potential = random_potential(
-        config.model_copy(update={"triplets": config.triplets.model_copy(update=wide)})
-    )
+    wide = {"in_dim": 8}
+    parts = {"triplets": {"in_dim": 8, "circular_dim": 8, "out_dim": 8}}
+    if case.startswith("gemnet_OC"):
+        parts |= {"quadruplets": wide, "atom_edge": wide, "atom_atom": wide}
+    potential = random_potential(case_config(case, **parts))
     potential = potential.float().train()
     batch = random_slabs((6, 4))
     topology = topology_of(batch, potential.graph_spec)
@@ -202,7 +202,10 @@ def test_models_have_the_numbers_that_they_have_by_torch(
 
     ours = outputs()
     wanted = {"silu", "silu_and_gradient", "times_transposed", "read", "accumulate"}
-    wanted |= {"silu_tangents", "weigh"} if case == "gemnet_T" else set()
+    wanted |= {"silu_tangents"} if case in ("gemnet_T", "gemnet_OC gradient") else set()
+    wanted |= (
+        {"weigh"} if case != "gemnet_dT" else set()
+    )  # of GemNet-OC by radial functions, which are trained
     assert wanted == set(started)
     monkeypatch.setattr(kernels, "BACKEND", "torch")
     for one, other in zip(ours, outputs(), strict=True):
