@@ -134,10 +134,8 @@ def read(weights: Tensor, density: Tensor, n_degrees: int) -> Tensor:
     channels = density.shape[2]
     _require_sizes(density, (n_atoms, n_functions, channels), n_functions, n_degrees)
     out = weights.new_empty(n_atoms, n_edges, n_degrees, channels)
-    functions().ocpgem_read(
-        out.data_ptr(), weights.data_ptr(), density.data_ptr(), n_atoms, n_edges, n_functions, n_degrees,
-        channels, torch.get_num_threads(),
-    )  # fmt: skip
+    sizes = n_atoms, n_edges, n_functions, n_degrees, channels
+    _compute("ocpgem_read", out, weights, density, sizes)
     return out
 
 
@@ -147,10 +145,8 @@ def accumulate(weights: Tensor, values: Tensor) -> Tensor:
     n_degrees, channels = values.shape[2:]
     _require_sizes(values, (n_atoms, n_edges, n_degrees, channels), n_functions, n_degrees)
     out = weights.new_empty(n_atoms, n_functions, channels)
-    functions().ocpgem_accumulate(
-        out.data_ptr(), weights.data_ptr(), values.data_ptr(), n_atoms, n_edges, n_functions, n_degrees,
-        channels, torch.get_num_threads(),
-    )  # fmt: skip
+    sizes = n_atoms, n_edges, n_functions, n_degrees, channels
+    _compute("ocpgem_accumulate", out, weights, values, sizes)
     return out
 
 
@@ -160,11 +156,14 @@ def weigh(density: Tensor, values: Tensor) -> Tensor:
     n_functions = density.shape[1]
     _require_sizes(density, (n_atoms, n_functions, channels), n_functions, n_degrees)
     out = density.new_empty(n_atoms, n_edges, n_functions)
-    functions().ocpgem_weigh(
-        out.data_ptr(), density.data_ptr(), values.data_ptr(), n_atoms, n_edges, n_functions, n_degrees,
-        channels, torch.get_num_threads(),
-    )  # fmt: skip
+    sizes = n_atoms, n_edges, n_functions, n_degrees, channels
+    _compute("ocpgem_weigh", out, density, values, sizes)
     return out
+
+
+def _compute(name: str, out: Tensor, left: Tensor, right: Tensor, sizes: tuple[int, ...]) -> None:
+    function = getattr(functions(), name)
+    function(out.data_ptr(), left.data_ptr(), right.data_ptr(), *sizes, torch.get_num_threads())
 
 
 def _require_sizes(of: Tensor, sizes: tuple[int, ...], n_functions: int, n_degrees: int) -> None:

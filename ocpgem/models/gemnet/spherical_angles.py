@@ -31,7 +31,8 @@ class SphericalAngles:
     inner_circular: Tensor
     """[n_middle, max_inner, n_spherical], Y_l0 of the angle a-b-d."""
     of_inner: Tensor
-    """[n_atoms, middle degree, max_inner, 4 n_spherical + 1]: see `_turns`; then 1 / height."""
+    """[n_atoms, middle degree, max_inner, 4 n_spherical + 1]: see `_turns`; then 1 / height. By the third number, 1 of
+    every row and 0 where the table is filled up, and so in `of_outer`, compiled functions know what is a row."""
     of_outer: Tensor
     """[n_atoms, middle degree, degree, 8 n_spherical + 1]: what meets the above in each function; 1 / height."""
     polar: Tensor
