@@ -1,6 +1,5 @@
 """Compiled sums over angles: exact, alike for any number of threads and any padding, and those of torch in models."""
 
-from collections.abc import Iterator
 from math import isqrt
 
 import pytest
@@ -19,13 +18,6 @@ pytestmark = pytest.mark.skipif(LIBRARY is None, reason=REASON)
 def _by_native(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BACKEND", "native")
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def tensors(

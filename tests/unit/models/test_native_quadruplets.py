@@ -1,6 +1,6 @@
 """Compiled sums over quadruplets: the numbers of torch's, alike for any number of threads and any padding."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -37,13 +37,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(QuadrupletSums, name, noticing)
     return found
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def derivatives(
