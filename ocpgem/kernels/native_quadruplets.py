@@ -92,9 +92,21 @@ class QuadrupletSums:
         """both: the tables, with tangents or without; results: the sum, then gradients of all tables."""
         x, _, of_outer, _, spherical = tables
         n_atoms, middle_degree, max_inner, channels = x.shape
+        degree, rows, n = of_outer.shape[2], spherical.shape[2], self.n_spherical
+        sizes = [
+            (n_atoms, middle_degree, max_inner, channels),
+            (n_atoms, middle_degree, max_inner, 4 * n + 1),
+            (n_atoms, middle_degree, degree, 8 * n + 1),
+            (n_atoms, degree, n * n, middle_degree),
+            (n_atoms, degree, rows, n * n),
+            (n_atoms, middle_degree, degree),
+        ]
+        found = [tuple(table.shape) for table in (*tables, self.excluded)]
+        if found != sizes:  # they are read by their addresses alone
+            raise ValueError(f"sizes of tables and excluded are {found}; they must be {sizes}")
         of = _Sum(
-            atoms=n_atoms, middle=middle_degree, degree=of_outer.shape[2], inner=max_inner, channels=channels,
-            rows=spherical.shape[2], n=self.n_spherical, excluded=self.excluded.data_ptr(),
+            atoms=n_atoms, middle=middle_degree, degree=degree, inner=max_inner, channels=channels,
+            rows=rows, n=self.n_spherical, excluded=self.excluded.data_ptr(),
             members=self.members.data_ptr(), smallest=self.smallest, noise=self.noise, tables=tuple(both),
             grad=grad, results=tuple(results),
         )  # fmt: skip

@@ -44,8 +44,8 @@ def _block_of(n_spherical: int) -> Block:
 def azimuths(n_spherical: int) -> list[list[int]]:
     """The harmonics, by their released numbers, that contain cos(m theta), m >= 0, then sin(m theta), m > 0."""
     orders = [m for degree in range(n_spherical) for m in released_orders(degree)]
-    azimuths = [*range(n_spherical), *range(-1, -n_spherical, -1)]
-    return [[s for s, m in enumerate(orders) if m == azimuth] for azimuth in azimuths]
+    of_angle = [*range(n_spherical), *range(-1, -n_spherical, -1)]
+    return [[s for s, m in enumerate(orders) if m == azimuth] for azimuth in of_angle]
 
 
 def _sum_block(

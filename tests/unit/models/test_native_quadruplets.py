@@ -320,3 +320,13 @@ def test_gradients_by_positions_are_taken_for_forces_and_for_who_reads_them(
     monkeypatch.setattr(kernels, "BACKEND", "torch")
     for found, expected in zip(ours, outputs(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_tables_of_other_sizes_are_refused_before_anything_is_read(runs: list[str]) -> None:
+    tables, excluded = tables_of("lattice")
+    for number, table in enumerate(tables):
+        wrong = [*tables[:number], table[:, :-1].contiguous(), *tables[number + 1 :]]
+        with pytest.raises(ValueError, match="sizes of tables and excluded are"):
+            sum_over_quadruplets(wrong, excluded, 3)
+    with pytest.raises(ValueError, match="sizes of tables and excluded are"):
+        sum_over_quadruplets(tables, excluded[:, :, :-1], 3)
